@@ -1,0 +1,214 @@
+//! One function an operation: the kernel for the tensor's device, or the reference in plain burn operations.
+//!
+//! This file is the only dispatch. Feature maps are `[batch, height, width, channels]`, tokens are
+//! `[batch, tokens, channels]`; the tensors of one call share one float dtype (f32, f16 or bf16) and one
+//! device. Shapes are guaranteed by the callers, who check them when weights and requests are loaded.
+//!
+//! An output row's bits depend on that row's inputs and on the shapes of one row alone: never on the batch
+//! size, the other rows, the thread count or timing. Sums are taken in f32 or f64.
+
+mod activation;
+mod attention;
+mod conv;
+#[cfg(feature = "cpu")]
+mod cpu;
+mod embedding;
+mod linear;
+mod norm;
+mod upsample;
+
+use burn::tensor::{DType, Device, Tensor};
+
+/// How a [`conv2d`] walks its input.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conv2d {
+    /// Step between outputs, the same in both directions, at least 1.
+    pub stride: usize,
+    /// Zero pixels added at the top, bottom, left and right.
+    pub padding: [usize; 4],
+}
+
+impl Conv2d {
+    /// `[height, width]` of the output for an input of `[height, width]` and a kernel of `[kh, kw]`.
+    pub fn output_size(&self, input: [usize; 2], kernel: [usize; 2]) -> [usize; 2] {
+        let [top, bottom, left, right] = self.padding;
+        [
+            (input[0] + top + bottom).saturating_sub(kernel[0]) / self.stride + 1,
+            (input[1] + left + right).saturating_sub(kernel[1]) / self.stride + 1,
+        ]
+    }
+}
+
+/// What follows a [`group_norm`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    None,
+    /// `x * sigmoid(x)`.
+    Silu,
+}
+
+/// Which keys a query sees in [`attention`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mask {
+    /// All of them.
+    None,
+    /// Keys at or before the query's own position.
+    Causal,
+}
+
+/// Runs the CPU kernel where the tensor lives on burn's flex backend.
+macro_rules! on_cpu {
+    ($tensor:expr, $kernel:expr) => {
+        #[cfg(feature = "cpu")]
+        if cpu::holds(&$tensor) {
+            return $kernel;
+        }
+    };
+}
+
+/// `x · weightᵀ + bias`.
+///
+/// * `x`: `[batch, tokens, inputs]`; `weight`: `[outputs, inputs]`; `bias`: `[outputs]`
+/// * returns `[batch, tokens, outputs]`
+pub fn linear(x: Tensor<3>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Tensor<3> {
+    on_cpu!(x, linear::cpu(x, weight, bias, None));
+    linear::reference(x, weight, bias, None)
+}
+
+/// `x · weightᵀ + bias + residual`, with `residual` of the output's shape.
+pub fn linear_add(
+    x: Tensor<3>,
+    weight: &Tensor<2>,
+    bias: Option<&Tensor<1>>,
+    residual: Tensor<3>,
+) -> Tensor<3> {
+    on_cpu!(x, linear::cpu(x, weight, bias, Some(residual)));
+    linear::reference(x, weight, bias, Some(residual))
+}
+
+/// Cross-correlation, as every framework's `conv2d`.
+///
+/// * `x`: `[batch, height, width, inputs]`; `weight`: `[outputs, kh, kw, inputs]`; `bias`: `[outputs]`
+/// * returns `[batch, (height + pads - kh) / stride + 1, (width + pads - kw) / stride + 1, outputs]`
+pub fn conv2d(
+    x: Tensor<4>,
+    weight: &Tensor<4>,
+    bias: Option<&Tensor<1>>,
+    conv: &Conv2d,
+) -> Tensor<4> {
+    on_cpu!(x, conv::cpu(x, weight, bias, conv, None));
+    conv::reference(x, weight, bias, conv, None)
+}
+
+/// [`conv2d`], then `+ residual`.
+///
+/// * `residual`: the output's shape, or `[batch, 1, 1, outputs]` to add one vector to every pixel of a picture
+///   (a residual block's timestep embedding).
+pub fn conv2d_add(
+    x: Tensor<4>,
+    weight: &Tensor<4>,
+    bias: Option<&Tensor<1>>,
+    conv: &Conv2d,
+    residual: Tensor<4>,
+) -> Tensor<4> {
+    on_cpu!(x, conv::cpu(x, weight, bias, conv, Some(residual)));
+    conv::reference(x, weight, bias, conv, Some(residual))
+}
+
+/// `(x - mean) / sqrt(var + eps) * weight + bias` over each picture's channel groups (Wu & He 2018), then
+/// `activation`.
+///
+/// * `x`: `[batch, height, width, channels]`, `channels` a multiple of `groups`; `weight`, `bias`: `[channels]`
+/// * mean and biased variance over `height * width * channels / groups` elements
+pub fn group_norm(
+    x: Tensor<4>,
+    groups: usize,
+    weight: &Tensor<1>,
+    bias: &Tensor<1>,
+    eps: f32,
+    activation: Activation,
+) -> Tensor<4> {
+    on_cpu!(x, norm::group_norm_cpu(x, groups, weight, bias, eps, activation));
+    norm::group_norm_reference(x, groups, weight, bias, eps, activation)
+}
+
+/// `(x - mean) / sqrt(var + eps) * weight + bias` over each token's channels (Ba et al. 2016).
+///
+/// * `x`: `[batch, tokens, channels]`; `weight`, `bias`: `[channels]`
+pub fn layer_norm(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f32) -> Tensor<3> {
+    on_cpu!(x, norm::layer_norm_cpu(x, weight, bias, eps));
+    norm::layer_norm_reference(x, weight, bias, eps)
+}
+
+/// `softmax(q · kᵀ / sqrt(d)) · v` for each head (Vaswani et al. 2017).
+///
+/// * `q`: `[batch, queries, heads * d]`; `k`, `v`: `[batch, keys, heads * d]`
+/// * returns `[batch, queries, heads * d]`
+/// * [`Mask::Causal`] needs `queries == keys`
+pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Mask) -> Tensor<3> {
+    on_cpu!(q, attention::cpu(q, k, v, heads, mask));
+    attention::reference(q, k, v, heads, mask)
+}
+
+/// `a * gelu(b)` with the exact gelu, where `a` and `b` are the two halves of the channels (Shazeer 2020).
+///
+/// * `x`: `[batch, tokens, 2 * channels]`; returns `[batch, tokens, channels]`
+pub fn geglu(x: Tensor<3>) -> Tensor<3> {
+    on_cpu!(x, activation::geglu_cpu(x));
+    activation::geglu_reference(x)
+}
+
+/// `x / 2 * (1 + erf(x / sqrt(2)))`.
+pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    on_cpu!(x, activation::unary_cpu(x, activation::Unary::Gelu));
+    activation::unary_reference(x, activation::Unary::Gelu)
+}
+
+/// `x * sigmoid(1.702 x)`, CLIP's activation.
+pub fn quick_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    on_cpu!(x, activation::unary_cpu(x, activation::Unary::QuickGelu));
+    activation::unary_reference(x, activation::Unary::QuickGelu)
+}
+
+/// `x * sigmoid(x)`.
+pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+    on_cpu!(x, activation::unary_cpu(x, activation::Unary::Silu));
+    activation::unary_reference(x, activation::Unary::Silu)
+}
+
+/// Each pixel becomes a square of 2×2.
+///
+/// * `x`: `[batch, height, width, channels]`; returns `[batch, 2 * height, 2 * width, channels]`
+pub fn upsample_nearest_2x(x: Tensor<4>) -> Tensor<4> {
+    on_cpu!(x, upsample::cpu(x));
+    upsample::reference(x)
+}
+
+/// The sinusoidal embedding of timesteps, as `diffusers.models.embeddings.get_timestep_embedding` (Ho et al. 2020,
+/// after Vaswani et al. 2017), computed on the host in f32.
+///
+/// * returns `[timesteps, channels]`: sines then cosines, or cosines first with `flip_sin_to_cos`;
+///   an odd `channels` ends in a column of zeros
+pub fn timestep_embedding(
+    timesteps: &[f32],
+    channels: usize,
+    flip_sin_to_cos: bool,
+    downscale_freq_shift: f32,
+    device: &Device,
+    dtype: DType,
+) -> Tensor<2> {
+    let values = embedding::sinusoids(timesteps, channels, flip_sin_to_cos, downscale_freq_shift);
+    embedding::upload(values, [timesteps.len(), channels], device, dtype)
+}
+
+/// The plain burn forms, for tests.
+#[doc(hidden)]
+pub mod reference {
+    pub use super::activation::geglu_reference as geglu;
+    pub use super::attention::reference as attention;
+    pub use super::conv::reference as conv2d;
+    pub use super::linear::reference as linear;
+    pub use super::norm::{group_norm_reference as group_norm, layer_norm_reference as layer_norm};
+    pub use super::upsample::reference as upsample_nearest_2x;
+}

@@ -1,0 +1,80 @@
+//! Activations, the gated gelu and upsampling.
+
+use super::isa::multiversion;
+use super::math;
+use super::parallel;
+use crate::ops::activation::Unary;
+
+/// Multiply-adds that one activation costs, for the decision to use threads.
+const WORK: usize = 24;
+
+/// Elements a task takes at least; a multiple of a cache line.
+const UNIT: usize = 1024;
+
+pub(crate) fn unary(x: &[f32], unary: Unary) -> Vec<f32> {
+    let mut out = parallel::output(x.len());
+    parallel::fill(&mut out, UNIT, WORK * x.len(), |start, out| {
+        let x = &x[start..start + out.len()];
+        match unary {
+            Unary::Gelu => gelu(x, out),
+            Unary::QuickGelu => swish(x, 1.702, out),
+            Unary::Silu => swish(x, 1.0, out),
+        }
+    });
+    out
+}
+
+multiversion! {
+    fn swish(x: &[f32], slope: f32, out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = math::swish::<FMA>(*x, slope);
+        }
+    }
+}
+
+multiversion! {
+    fn gelu(x: &[f32], out: &mut [f32]) {
+        for (out, x) in out.iter_mut().zip(x) {
+            *out = math::gelu::<FMA>(*x);
+        }
+    }
+}
+
+/// `x`: `[rows, 2 * half]`; returns `[rows, half]`.
+pub(crate) fn geglu(x: &[f32], half: usize) -> Vec<f32> {
+    let mut out = parallel::output(x.len() / 2);
+    parallel::fill(&mut out, half, WORK * x.len(), |start, out| {
+        gated(&x[2 * start..2 * (start + out.len())], half, out);
+    });
+    out
+}
+
+multiversion! {
+    fn gated(x: &[f32], half: usize, out: &mut [f32]) {
+        let half = half.max(1);
+        for (x, out) in x.chunks_exact(2 * half).zip(out.chunks_exact_mut(half)) {
+            let (value, gate) = x.split_at(half);
+            for (out, (value, gate)) in out.iter_mut().zip(value.iter().zip(gate)) {
+                *out = value * math::gelu::<FMA>(*gate);
+            }
+        }
+    }
+}
+
+/// `x`: `[batch * height, width, channels]`, each row and pixel twice.
+pub(crate) fn upsample_2x<T: Copy + Send + Sync>(x: &[T], width: usize, channels: usize, out: &mut [T]) {
+    let line = width * channels;
+    // A line is written twice in full; a multiply-add's time copies about four elements.
+    parallel::fill(out, 4 * line, x.len(), |start, out| {
+        let lines = x[start / 4..].chunks_exact(line.max(1));
+        for (x, out) in lines.zip(out.chunks_exact_mut(4 * line.max(1))) {
+            let (upper, lower) = out.split_at_mut(2 * line);
+            for (x, out) in x.chunks_exact(channels).zip(upper.chunks_exact_mut(2 * channels)) {
+                let (left, right) = out.split_at_mut(channels);
+                left.copy_from_slice(x);
+                right.copy_from_slice(x);
+            }
+            lower.copy_from_slice(upper);
+        }
+    });
+}

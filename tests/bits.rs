@@ -1,0 +1,131 @@
+//! A picture's bits depend on its own request alone: not on the batch, the order, a neighbour or a thread.
+#![cfg(feature = "cpu")]
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::thread;
+
+use aquatint::{Error, Generation, Guidance, Input, Job, Pipeline, Request, Sampler};
+use common::load_cpu;
+use image::RgbImage;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+/// Latents and floats of every picture, as bits.
+fn bits(generation: &Generation) -> Vec<u32> {
+    let raw = generation.raw.as_ref().unwrap();
+    raw.latents.iter().chain(&raw.images).map(|value| value.to_bits()).collect()
+}
+
+fn picture() -> RgbImage {
+    RgbImage::from_fn(64, 64, |x, y| image::Rgb([(x * 4) as u8, (y * 4) as u8, 90]))
+}
+
+fn any_request() -> impl Strategy<Value = Request> {
+    let guidance = prop_oneof![
+        Just(Guidance::None),
+        Just(Guidance::classifier_free(5.0).negative("blur")),
+        Just(Guidance::classifier_free(7.5).rescaled(0.5)),
+        Just(Guidance::classifier_free(3.0).within(0.2..=0.6)),
+    ];
+    let input = prop_oneof![3 => Just(None), 1 => Just(Some(0.6f32))];
+    let prompts = prop_oneof![Just("a red apple"), Just(""), Just("a ship at sea, storm")];
+    (prompts, 0..Sampler::ALL.len(), 2..6usize, guidance, input, 0..1000u64, 1..3u32, any::<bool>()).prop_map(
+        |(prompt, sampler, steps, guidance, input, seed, count, wide)| Request {
+            input: input.map_or(Input::Text, |strength| Input::Image { image: picture(), strength }),
+            width: Some(if wide { 80 } else { 64 }),
+            height: Some(64),
+            steps: Some(steps),
+            guidance: Some(guidance),
+            sampler: Some(Sampler::ALL[sampler]),
+            seed,
+            count: Some(count),
+            keep_raw: true,
+            ..Request::new(prompt)
+        },
+    )
+}
+
+/// Steps jobs together that start and end at different times, in an order that changes.
+fn run_mixed(pipeline: &Pipeline, requests: &[Request]) -> Vec<Generation> {
+    let mut waiting: Vec<(usize, Job)> =
+        requests.iter().enumerate().map(|(i, request)| (i, pipeline.start(request).unwrap())).collect();
+    let (mut running, mut done): (Vec<(usize, Job)>, HashMap<usize, Generation>) = Default::default();
+    while done.len() < requests.len() {
+        running.extend(waiting.pop());
+        running.reverse();
+        let mut jobs: Vec<&mut Job> = running.iter_mut().map(|(_, job)| job).collect();
+        for result in pipeline.step(&mut jobs) {
+            result.unwrap();
+        }
+        for (index, job) in running.extract_if(.., |(_, job)| job.is_done()) {
+            done.insert(index, pipeline.finish(job).unwrap());
+        }
+    }
+    (0..requests.len()).map(|index| done.remove(&index).unwrap()).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_picture_has_the_same_bits_alone_and_in_any_company(requests in vec(any_request(), 2..5)) {
+        let pipeline = load_cpu("sd15");
+        let alone: Vec<_> = requests.iter().map(|request| bits(&pipeline.generate(request).unwrap())).collect();
+        let batched: Vec<_> =
+            pipeline.generate_batch(&requests).iter().map(|result| bits(result.as_ref().unwrap())).collect();
+        let mixed: Vec<_> = run_mixed(&pipeline, &requests).iter().map(bits).collect();
+        prop_assert!(alone == batched, "batched differs from alone");
+        prop_assert!(alone == mixed, "mixed differs from alone");
+    }
+}
+
+#[test]
+fn four_pictures_of_one_request_are_those_of_four_requests() {
+    let pipeline = load_cpu("sd15");
+    for sampler in [Sampler::EulerAncestral, Sampler::DpmPlusPlus2MSde, Sampler::Lcm, Sampler::Pndm] {
+        let request =
+            Request { sampler: Some(sampler), steps: Some(4), seed: u64::MAX - 1, keep_raw: true, ..Request::new("a fox") };
+        let four = pipeline.generate(&Request { count: Some(4), ..request.clone() }).unwrap();
+        let single = |seed| pipeline.generate(&Request { seed, ..request.clone() }).unwrap();
+        // Seeds count up and wrap.
+        let seeds = [u64::MAX - 1, u64::MAX, 0, 1];
+        assert_eq!(four.images.iter().map(|picture| picture.seed).collect::<Vec<_>>(), seeds);
+        let latents: Vec<f32> = seeds.into_iter().flat_map(|seed| single(seed).raw.unwrap().latents).collect();
+        assert!(four.raw.as_ref().unwrap().latents.iter().zip(&latents).all(|(a, b)| a.to_bits() == b.to_bits()));
+        for (picture, seed) in four.images.iter().zip(seeds) {
+            assert_eq!(picture.pixels, single(seed).images[0].pixels, "{sampler} {seed}");
+        }
+    }
+}
+
+#[test]
+fn threads_that_share_a_pipeline_get_the_bits_of_one_after_the_other() {
+    let pipeline = load_cpu("sd15");
+    let request = |seed| Request { steps: Some(3), seed, keep_raw: true, ..Request::new("an owl in a tree") };
+    let serial: Vec<_> = (0..6).map(|seed| bits(&pipeline.generate(&request(seed)).unwrap())).collect();
+    let parallel = Arc::new(Mutex::new(vec![Vec::new(); serial.len()]));
+    thread::scope(|scope| {
+        for seed in 0..serial.len() {
+            let (pipeline, parallel) = (pipeline.clone(), parallel.clone());
+            scope.spawn(move || {
+                let found = bits(&pipeline.generate(&request(seed as u64)).unwrap());
+                parallel.lock().unwrap()[seed] = found;
+            });
+        }
+    });
+    assert!(*parallel.lock().unwrap() == serial);
+}
+
+#[test]
+fn a_request_that_fails_leaves_its_neighbours_bits_alone() {
+    let pipeline = load_cpu("sd15");
+    let good = Request { steps: Some(3), seed: 5, keep_raw: true, ..Request::new("a moon") };
+    let bad = Request { width: Some(7), ..good.clone() };
+    let results = pipeline.generate_batch(&[good.clone(), bad, good.clone()]);
+    let alone = bits(&pipeline.generate(&good).unwrap());
+    assert!(matches!(results[1], Err(Error::Request(_))));
+    assert!([0, 2].into_iter().all(|index| bits(results[index].as_ref().unwrap()) == alone));
+}

@@ -9,7 +9,7 @@ use crate::denoisers::Denoiser;
 use crate::device::Target;
 use crate::error::Result;
 use crate::request::Guidance;
-use crate::samplers::SchedulerConfig;
+use crate::samplers::{Sampler, SchedulerConfig};
 use crate::text::TextEncoder;
 use crate::weights::{ConfigError, Files};
 
@@ -30,7 +30,7 @@ pub(crate) struct Model {
     pub(crate) text: TextEncoder,
     pub(crate) denoiser: Denoiser,
     pub(crate) autoencoder: Autoencoder,
-    pub(crate) scheduler: SchedulerConfig,
+    pub(crate) schedulers: Schedulers,
     pub(crate) defaults: Defaults,
     /// Of all weights, as stored.
     pub(crate) digest: String,
@@ -38,6 +38,19 @@ pub(crate) struct Model {
     pub(crate) bytes: u64,
     /// What a user should know of this checkpoint.
     pub(crate) notes: Vec<String>,
+}
+
+/// The checkpoint's scheduler config, as its own sampler reads it and as another one does.
+#[derive(Debug)]
+pub(crate) struct Schedulers {
+    pub(crate) own: SchedulerConfig,
+    pub(crate) other: SchedulerConfig,
+}
+
+impl Schedulers {
+    pub(crate) fn config(&self, sampler: Option<Sampler>) -> &SchedulerConfig {
+        if sampler.is_none() { &self.own } else { &self.other }
+    }
 }
 
 /// What a request gets where it says nothing.

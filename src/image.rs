@@ -203,6 +203,31 @@ mod tests {
     }
 
     #[test]
+    fn resizing_gives_pillows_pixels() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures");
+        let mut compared = 0;
+        for (name, key, file) in [
+            ("odd", "image_to_image.default", "input-wide.png"),
+            ("odd", "image_to_image.ddim", "input.png"),
+            ("sd15", "image_to_image.resized", "input-wide.png"),
+            ("sd15", "image_to_image.own_size", "input-wide.png"),
+        ] {
+            let bytes = fs::read(fixtures.join(format!("expected/{name}.safetensors"))).unwrap();
+            let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+            let tensor = tensors.tensor(&format!("{key}.image")).unwrap();
+            let [_, _, height, width] = tensor.shape() else { panic!("{key}") };
+            let expected = tensor.data().as_chunks::<4>().0.iter().map(|word| f32::from_le_bytes(*word));
+            let resized = resize_lanczos(&open(fixtures.join(file)).unwrap(), *width as u32, *height as u32);
+            let levels = |signed: f32| ((signed * 0.5 + 0.5) * 255.0).round() as i32;
+            for (index, (found, expected)) in to_signed(&resized).into_iter().zip(expected).enumerate() {
+                assert_eq!(levels(found), levels(expected), "{key}: value {index}");
+                compared += 1;
+            }
+        }
+        assert!(compared > 10_000);
+    }
+
+    #[test]
     fn the_lanczos_window_is_one_in_the_middle_and_zero_at_whole_steps() {
         assert_eq!(lanczos3(0.0), 1.0);
         for x in [1.0, 2.0, 3.0, -1.0, -2.5e9] {

@@ -48,7 +48,8 @@ pub struct Request {
     pub seed: u64,
     /// How many pictures; `None` is one.
     pub count: Option<u32>,
-    /// CLIP layers to skip from the end, as diffusers counts them: `Some(1)` is the last but one.
+    /// CLIP layers to skip from the end for the prompt, as diffusers counts them: `Some(1)` ends at the
+    /// last layer but one. The negative prompt goes through all of them, as it does there.
     pub clip_skip: Option<usize>,
     /// Also return the latents before decoding and the decoded pictures as floats.
     pub keep_raw: bool,

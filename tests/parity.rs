@@ -29,7 +29,30 @@ fn checkpoint_matches_diffusers(name: &str) {
     }
 }
 
+macro_rules! checkpoints {
+    ($($test:ident: $name:literal,)*) => {
+        $(
+            #[test]
+            fn $test() {
+                checkpoint_matches_diffusers($name);
+            }
+        )*
+    };
+}
+
+checkpoints! {
+    stable_diffusion_1_matches_diffusers: "sd15",
+    stable_diffusion_2_in_f16_files_matches_diffusers: "sd21",
+    a_sharded_bf16_checkpoint_matches_diffusers: "sharded",
+    a_checkpoint_with_the_names_of_old_releases_matches_diffusers: "old_names",
+    a_checkpoint_with_unusual_settings_matches_diffusers: "odd",
+}
+
+#[cfg(feature = "embedded")]
 #[test]
-fn stable_diffusion_1_matches_diffusers() {
-    checkpoint_matches_diffusers("sd15");
+fn the_embedded_model_matches_diffusers() {
+    let pipeline = Pipeline::embedded(options(DeviceChoice::Cpu, Precision::F32)).unwrap();
+    let expected = Expected::read("embedded");
+    parity::text(&pipeline, &expected, LIMITS);
+    parity::pictures(&|_| pipeline.clone(), &expected, "text_to_image", LIMITS, &|_| true);
 }

@@ -36,8 +36,7 @@ fn copy(from: &Path, names: &[&str]) -> TempDir {
 
 const PLAIN: &[&str] = &["vocab.json", "merges.txt", "tokenizer_config.json"];
 const SAVED: &[&str] = &["tokenizer.json", "tokenizer_config.json"];
-const PAD_SIGN: &[&str] =
-    &["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
+const PAD_SIGN: &[&str] = &["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"];
 
 fn load(root: &Path) -> Result<Tokenizer, TokenizerError> {
     Tokenizer::load(&Files::folder(root).unwrap(), "tokenizer")
@@ -297,11 +296,9 @@ fn a_length_that_no_encoder_has_is_refused() {
 
 #[test]
 fn settings_that_are_not_followed_are_refused_by_name() {
-    for (key, value) in [
-        ("padding_side", "left"),
-        ("truncation_side", "left"),
-        ("tokenizer_class", "T5Tokenizer"),
-    ] {
+    for (key, value) in
+        [("padding_side", "left"), ("truncation_side", "left"), ("tokenizer_class", "T5Tokenizer")]
+    {
         let root = copy(&seed(), PLAIN);
         edit(&root, "tokenizer_config.json", |config| config[key] = json!(value));
         let error = load(root.path()).unwrap_err();
@@ -327,6 +324,19 @@ fn a_tokenizer_of_another_kind_is_refused() {
         let error = load(root.path()).unwrap_err();
         assert!(
             matches!(&error, TokenizerError::Unsupported { key: named, .. } if *named == format!("model.{key}")),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_saved_padding_or_truncation_on_the_left_is_refused() {
+    for key in ["padding", "truncation"] {
+        let root = copy(&fixtures().join("truncating"), SAVED);
+        edit(&root, "tokenizer.json", |file| file[key]["direction"] = json!("Left"));
+        let error = load(root.path()).unwrap_err();
+        assert!(
+            matches!(&error, TokenizerError::Unsupported { key: named, .. } if *named == format!("{key}.direction")),
             "{error}"
         );
     }

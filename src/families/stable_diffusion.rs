@@ -4,7 +4,7 @@
 use burn::tensor::DType;
 use serde_json::Value;
 
-use super::{Defaults, Family, Model, unsupported};
+use super::{Defaults, Family, Model, Schedulers, unsupported};
 use crate::autoencoder::{Autoencoder, AutoencoderConfig};
 use crate::denoisers::Denoiser;
 use crate::denoisers::unet::{UNet2dCondition, UNetConfig};
@@ -52,7 +52,7 @@ fn load(files: &Files, index: &Value, target: &Target) -> Result<Model> {
         let expected = format!("the autoencoder's latent_channels {}", vae.latent_channels);
         return Err(unsupported(files.name(UNET_CONFIG), "in_channels", expected, unet.in_channels).into());
     }
-    let scheduler = SchedulerConfig::from_json(&files.json("scheduler/scheduler_config.json")?)?;
+    let schedulers = schedulers(&files.text("scheduler/scheduler_config.json")?)?;
     let tokenizer = Tokenizer::load(files, "tokenizer")?;
 
     let Target { device, dtype, .. } = target;
@@ -78,7 +78,7 @@ fn load(files: &Files, index: &Value, target: &Target) -> Result<Model> {
         text: TextEncoder { tokenizer, model: text_model },
         denoiser,
         autoencoder,
-        scheduler,
+        schedulers,
         defaults: Defaults {
             height: side(sample_size[0]),
             width: side(sample_size[1]),
@@ -89,6 +89,30 @@ fn load(files: &Files, index: &Value, target: &Target) -> Result<Model> {
         bytes: text_stats.1 + unet_stats.1 + vae_stats.1,
         notes,
     })
+}
+
+/// diffusers' pipeline overrules two settings of older configs, `steps_offset` and `clip_sample`: for the
+/// checkpoint's own sampler even where the file leaves them out, for another one where it names them.
+fn schedulers(text: &str) -> Result<Schedulers> {
+    let mut json = SchedulerConfig::to_json(text)?;
+    let overruled = [("steps_offset", Value::from(1)), ("clip_sample", Value::from(false))];
+    if let Some(config) = json.as_object_mut() {
+        for (key, value) in &overruled {
+            // A value of another kind is left for the reader to refuse.
+            if let Some(found) = config.get_mut(*key)
+                && std::mem::discriminant(found) == std::mem::discriminant(value)
+            {
+                found.clone_from(value);
+            }
+        }
+    }
+    let other = SchedulerConfig::from_json(&json)?;
+    if let Some(config) = json.as_object_mut() {
+        for (key, value) in overruled {
+            config.entry(key).or_insert(value);
+        }
+    }
+    Ok(Schedulers { own: SchedulerConfig::from_json(&json)?, other })
 }
 
 fn reader(files: &Files, path: &str) -> Result<ConfigReader> {

@@ -32,5 +32,22 @@ pub fn geglu_reference(x: Tensor<3>) -> Tensor<3> {
     (value * gelu(gate)).cast(dtype)
 }
 
+/// One vectorised pass.
 #[cfg(feature = "cpu")]
-pub(crate) use {geglu_reference as geglu_cpu, unary_reference as unary_cpu};
+pub(crate) fn unary_cpu<const D: usize>(x: Tensor<D>, unary: Unary) -> Tensor<D> {
+    use super::cpu::{self, Host, elementwise};
+
+    let (dtype, shape) = (x.dtype(), x.dims());
+    cpu::tensor(elementwise::unary(&Host::new(x).f32(), unary), shape, dtype)
+}
+
+/// One vectorised pass.
+#[cfg(feature = "cpu")]
+pub(crate) fn geglu_cpu(x: Tensor<3>) -> Tensor<3> {
+    use super::cpu::{self, Host, elementwise};
+
+    let dtype = x.dtype();
+    let [batch, tokens, channels] = x.dims();
+    let half = channels / 2;
+    cpu::tensor(elementwise::geglu(&Host::new(x).f32(), half), [batch, tokens, half], dtype)
+}

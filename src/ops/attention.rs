@@ -26,5 +26,25 @@ pub fn reference(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: M
     y.permute([0, 2, 1, 3]).reshape([batch, queries, channels]).cast(dtype)
 }
 
+/// The tiled form of [`cpu::attention`](super::cpu::attention).
 #[cfg(feature = "cpu")]
-pub(crate) use reference as cpu;
+pub(crate) fn cpu(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Mask) -> Tensor<3> {
+    use super::cpu::{self, Host, attention::Attention};
+
+    let dtype = q.dtype();
+    let [batch, queries, channels] = q.dims();
+    let [_, keys, _] = k.dims();
+    let (q, k, v) = (Host::new(q), Host::new(k), Host::new(v));
+    let attention = Attention {
+        q: &q.f32(),
+        k: &k.f32(),
+        v: &v.f32(),
+        batch,
+        queries,
+        keys,
+        heads,
+        head_dim: channels / heads,
+        causal: mask == Mask::Causal,
+    };
+    cpu::tensor(attention.compute(), [batch, queries, channels], dtype)
+}

@@ -49,5 +49,46 @@ pub fn layer_norm_reference(
     (normalised * weight + bias).cast(dtype)
 }
 
+/// One pass for sums in f64, one to apply them.
 #[cfg(feature = "cpu")]
-pub(crate) use {group_norm_reference as group_norm_cpu, layer_norm_reference as layer_norm_cpu};
+pub(crate) fn group_norm_cpu(
+    x: Tensor<4>,
+    groups: usize,
+    weight: &Tensor<1>,
+    bias: &Tensor<1>,
+    eps: f32,
+    activation: Activation,
+) -> Tensor<4> {
+    use super::cpu::{self, Host, norm::GroupNorm};
+
+    let dtype = x.dtype();
+    let shape = x.dims();
+    let [_, height, width, channels] = shape;
+    let (weight, bias) = (Host::new(weight.clone()), Host::new(bias.clone()));
+    let norm = GroupNorm {
+        pixels: height * width,
+        channels,
+        groups,
+        weight: &weight.f32(),
+        bias: &bias.f32(),
+        eps,
+        silu: activation == Activation::Silu,
+    };
+    cpu::tensor(norm.compute(&Host::new(x).f32()), shape, dtype)
+}
+
+/// Row by row, sums in f64.
+#[cfg(feature = "cpu")]
+pub(crate) fn layer_norm_cpu(
+    x: Tensor<3>,
+    weight: &Tensor<1>,
+    bias: &Tensor<1>,
+    eps: f32,
+) -> Tensor<3> {
+    use super::cpu::{self, Host, norm::layer_norm};
+
+    let dtype = x.dtype();
+    let shape = x.dims();
+    let (weight, bias) = (Host::new(weight.clone()), Host::new(bias.clone()));
+    cpu::tensor(layer_norm(&Host::new(x).f32(), &weight.f32(), &bias.f32(), eps), shape, dtype)
+}

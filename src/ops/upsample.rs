@@ -10,5 +10,29 @@ pub fn reference(x: Tensor<4>) -> Tensor<4> {
         .reshape([batch, 2 * height, 2 * width, channels])
 }
 
+/// Copies, in the tensor's own dtype.
 #[cfg(feature = "cpu")]
-pub(crate) use reference as cpu;
+pub(crate) fn cpu(x: Tensor<4>) -> Tensor<4> {
+    use super::cpu::{self, Elements, Host, elementwise::upsample_2x};
+
+    let dtype = x.dtype();
+    let [batch, height, width, channels] = x.dims();
+    let shape = [batch, 2 * height, 2 * width, channels];
+    match Host::new(x).elements() {
+        Elements::F32(values) => {
+            let mut out = cpu::output(4 * values.len());
+            upsample_2x(values, width, channels, &mut out);
+            cpu::stored(out, shape, dtype)
+        }
+        Elements::F16(values) => {
+            let mut out = vec![Default::default(); 4 * values.len()];
+            upsample_2x(values, width, channels, &mut out);
+            cpu::stored(out, shape, dtype)
+        }
+        Elements::Bf16(values) => {
+            let mut out = vec![Default::default(); 4 * values.len()];
+            upsample_2x(values, width, channels, &mut out);
+            cpu::stored(out, shape, dtype)
+        }
+    }
+}

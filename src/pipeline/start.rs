@@ -35,7 +35,8 @@ impl Pipeline {
             Input::Image { strength, .. } => Some(*strength),
         };
         let steps = request.steps.unwrap_or(self.0.model.defaults.steps);
-        let plan = Plan::new(&self.0.model.scheduler, request.sampler, request.sigmas, steps, strength)?;
+        let scheduler = self.0.model.schedulers.config(request.sampler);
+        let plan = Plan::new(scheduler, request.sampler, request.sigmas, steps, strength)?;
         let guidance = request.guidance.as_ref().unwrap_or(&self.0.model.defaults.guidance).clone();
         self.check_memory(request, width, height, &guidance)?;
         guard(Stage::EncodeText, || self.encode(request, plan, &guidance, width, height))
@@ -95,10 +96,12 @@ impl Pipeline {
     ) -> Result<Job> {
         let begun = Instant::now();
         let mut notes = Vec::new();
-        let positive = self.encode_text("prompt", &request.prompt, request, &mut notes)?;
+        let skip = request.clip_skip.unwrap_or(0);
+        let positive = self.encode_text("prompt", &request.prompt, skip, &mut notes)?;
         let guided = match (GuidancePlan::new(guidance), guidance) {
             (Some(plan), Guidance::ClassifierFree { negative_prompt, .. }) => {
-                let negative = self.encode_text("negative prompt", negative_prompt, request, &mut notes)?;
+                // diffusers skips layers for the prompt alone.
+                let negative = self.encode_text("negative prompt", negative_prompt, 0, &mut notes)?;
                 Some((plan, negative.states))
             }
             _ => None,
@@ -139,10 +142,9 @@ impl Pipeline {
         &self,
         name: &str,
         prompt: &str,
-        request: &Request,
+        skip: usize,
         notes: &mut Vec<String>,
     ) -> Result<TextStates> {
-        let skip = request.clip_skip.unwrap_or(0);
         let states = self.0.model.text.encode(prompt, skip, self.device())?;
         if let Some(cut) = &states.encoded.truncated {
             notes.push(format!("the {name}'s last {} tokens were cut: \"{}\"", cut.tokens, cut.text));

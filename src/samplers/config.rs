@@ -117,16 +117,22 @@ pub(super) enum Variance {
 }
 
 impl SchedulerConfig {
-    /// Reads the text of a `scheduler_config.json`. Unlike [`Self::from_json`] it takes the bare
-    /// words `Infinity` and `-Infinity`, which Python writes and JSON lacks.
+    /// Reads the text of a `scheduler_config.json`.
     ///
     /// # Errors
-    /// When the text is not JSON, or as [`Self::from_json`].
+    /// As [`Self::to_json`] and [`Self::from_json`].
     pub fn parse(text: &str) -> Result<Self, SamplerError> {
-        let text = reader::quote_infinities(text);
-        let json =
-            serde_json::from_str(&text).map_err(|error| SamplerError::Json { message: error.to_string() })?;
-        Self::from_json(&json)
+        Self::from_json(&Self::to_json(text)?)
+    }
+
+    /// The text of a `scheduler_config.json` as JSON, with the bare words `Infinity` and `-Infinity`,
+    /// which Python writes and JSON lacks, in quotation marks.
+    ///
+    /// # Errors
+    /// When the text is not JSON.
+    pub fn to_json(text: &str) -> Result<Value, SamplerError> {
+        serde_json::from_str(&reader::quote_infinities(text))
+            .map_err(|error| SamplerError::Json { message: error.to_string() })
     }
 
     /// Reads a parsed `scheduler_config.json`.

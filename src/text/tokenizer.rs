@@ -3,8 +3,8 @@
 //! The pipeline is the one of transformers' `CLIPTokenizer`, built here from a vocabulary and
 //! merges: NFC, runs of white space to one space, lower case; words split by CLIP's expression;
 //! byte-pair merges over bytes, a word's last piece ending in `</w>`. A `tokenizer.json` gives
-//! its vocabulary, merges and added tokens; the pipeline, truncation and padding written in it
-//! are not followed, as transformers 5 does not follow them for this tokenizer.
+//! its vocabulary, merges and added tokens; the pipeline and the lengths of truncation and padding
+//! written in it are not followed, as transformers 5 does not follow them for this tokenizer.
 
 mod read;
 
@@ -25,7 +25,8 @@ use crate::weights::{Files, FilesError};
 /// What ends a word's last piece.
 const END_OF_WORD: &str = "</w>";
 /// CLIP's expression for the pieces of a text that merges do not cross.
-const WORDS: &str = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
+const WORDS: &str =
+    r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+";
 
 /// Tokenizer files are missing, or do not fit together.
 #[derive(Debug, thiserror::Error)]
@@ -181,8 +182,7 @@ impl Tokenizer {
 
     /// The ids of a prompt: begin, as many of its tokens as fit, end, padding.
     pub fn encode(&self, prompt: &str) -> Result<Encoded, TokenizerError> {
-        let encoding =
-            self.pipeline.encode_fast(prompt, false).map_err(|error| self.failed(&error))?;
+        let encoding = self.pipeline.encode_fast(prompt, false).map_err(|error| self.failed(&error))?;
         let all = encoding.get_ids();
         // begin and end take two places
         let room = self.max_length.saturating_sub(2);
@@ -250,12 +250,8 @@ fn build(folder: &str, words: Words, special: &Special) -> Result<Pipeline, Toke
         .build()
         .map_err(failed)?;
     let spaces = Replace::new(ReplacePattern::Regex(r"\s+".to_string()), " ").map_err(failed)?;
-    let split = Split::new(
-        SplitPattern::Regex(WORDS.to_string()),
-        SplitDelimiterBehavior::Removed,
-        true,
-    )
-    .map_err(failed)?;
+    let split = Split::new(SplitPattern::Regex(WORDS.to_string()), SplitDelimiterBehavior::Removed, true)
+        .map_err(failed)?;
     let bytes = ByteLevel::new(false, true, true);
     let mut pipeline = Pipeline::new(bpe);
     pipeline

@@ -230,32 +230,19 @@ impl ConfigReader {
     }
 
     /// A positive integer for each of `n` levels, written as one for all or as a list of `n`.
-    pub fn one_or_many(
-        &mut self,
-        key: &str,
-        n: usize,
-        default: usize,
-    ) -> Result<Vec<usize>, ConfigError> {
+    pub fn one_or_many(&mut self, key: &str, n: usize, default: usize) -> Result<Vec<usize>, ConfigError> {
         self.levels(key, n, default, COUNT, as_count)
     }
 
     /// [`Self::one_or_many`], or nothing where the key is absent or `null`.
-    pub fn optional_one_or_many(
-        &mut self,
-        key: &str,
-        n: usize,
-    ) -> Result<Option<Vec<usize>>, ConfigError> {
+    pub fn optional_one_or_many(&mut self, key: &str, n: usize) -> Result<Option<Vec<usize>>, ConfigError> {
         let expected = format!("a positive integer, {n} of them, or null");
         self.optional(key, &expected, |value| spread(value, n, as_count))
     }
 
     /// A switch of which this crate does one setting: absent or `allowed` is fine, anything else
     /// is refused by name.
-    pub fn require_default(
-        &mut self,
-        key: &str,
-        allowed: impl Into<Value>,
-    ) -> Result<(), ConfigError> {
+    pub fn require_default(&mut self, key: &str, allowed: impl Into<Value>) -> Result<(), ConfigError> {
         self.require_one_of(key, &[allowed.into()])
     }
 
@@ -354,11 +341,7 @@ impl ConfigReader {
     }
 
     fn missing(&self, key: &str, expected: &str) -> ConfigError {
-        ConfigError::Missing {
-            file: self.file.clone(),
-            key: key.to_string(),
-            expected: expected.to_string(),
-        }
+        ConfigError::Missing { file: self.file.clone(), key: key.to_string(), expected: expected.to_string() }
     }
 
     fn unsupported(&self, key: &str, expected: String, found: &Value) -> ConfigError {
@@ -403,11 +386,7 @@ fn as_list<T>(value: &Value, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T
 }
 
 /// A list of `n`, or one value `n` times.
-fn spread<T: Clone>(
-    value: &Value,
-    n: usize,
-    read: impl Fn(&Value) -> Option<T>,
-) -> Option<Vec<T>> {
+fn spread<T: Clone>(value: &Value, n: usize, read: impl Fn(&Value) -> Option<T>) -> Option<Vec<T>> {
     match value {
         Value::Array(_) => as_list(value, read).filter(|list| list.len() == n),
         one => read(one).map(|one| vec![one; n]),
@@ -418,9 +397,7 @@ fn spread<T: Clone>(
 fn same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
-        (Value::Array(a), Value::Array(b)) => {
-            a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b))
-        }
+        (Value::Array(a), Value::Array(b)) => a.len() == b.len() && a.iter().zip(b).all(|(a, b)| same(a, b)),
         _ => a == b,
     }
 }

@@ -126,11 +126,7 @@ impl Conversion<'_> {
         Ok(Converted { buffer, hash: hash.digest128() })
     }
 
-    fn fill<T: Encode>(
-        &self,
-        hash: &mut Xxh3,
-        mut behind: impl FnMut(usize),
-    ) -> Result<Vec<T>, Fault> {
+    fn fill<T: Encode>(&self, hash: &mut Xxh3, mut behind: impl FnMut(usize)) -> Result<Vec<T>, Fault> {
         let width = self.source.width();
         let mut out = reserve::<T>(self.bytes.len() / width)?;
         let (slab, area) = self.slab();
@@ -184,11 +180,7 @@ fn check<T: Encode>(values: &[f32], first: usize) -> Result<(), Fault> {
     let bad = |value: &f32| magnitude(&[*value]) >= limit.to_bits();
     let at = values.iter().position(bad).unwrap_or_default();
     let (index, value) = (first + at, values.get(at).copied().unwrap_or_default());
-    Err(if value.is_finite() {
-        Fault::Overflow { index, value }
-    } else {
-        Fault::NonFinite { index, value }
-    })
+    Err(if value.is_finite() { Fault::Overflow { index, value } } else { Fault::NonFinite { index, value } })
 }
 
 /// `[in, area]` to `[area, in]`.

@@ -18,7 +18,9 @@ pub enum WeightsError {
         expected: Vec<String>,
     },
     /// A folder holds weights in another format only.
-    #[error("{file}: a pickle file, which is not read since it can run code; expected `{expected}` (convert it to safetensors)")]
+    #[error(
+        "{file}: a pickle file, which is not read since it can run code; expected `{expected}` (convert it to safetensors)"
+    )]
     NotSafetensors {
         /// The file found.
         file: String,
@@ -253,7 +255,9 @@ pub enum WeightsError {
         value: f32,
     },
     /// A finite value is infinite in the data type asked for.
-    #[error("{file}: tensor `{key}`: value {index} is {value}, which {dtype} cannot hold; load as F32 or BF16")]
+    #[error(
+        "{file}: tensor `{key}`: value {index} is {value}, which {dtype} cannot hold; load as F32 or BF16"
+    )]
     Overflow {
         /// The file.
         file: String,

@@ -174,19 +174,17 @@ impl Files {
         };
         match self.read(path)? {
             Cow::Borrowed(bytes) => std::str::from_utf8(bytes).map(Cow::Borrowed).map_err(not_utf8),
-            Cow::Owned(bytes) => String::from_utf8(bytes)
-                .map(Cow::Owned)
-                .map_err(|error| not_utf8(error.utf8_error())),
+            Cow::Owned(bytes) => {
+                String::from_utf8(bytes).map(Cow::Owned).map_err(|error| not_utf8(error.utf8_error()))
+            }
         }
     }
 
     /// Reads a JSON file of at most [`TEXT_CAP`] bytes. An object with the same key twice is refused.
     pub fn json(&self, path: &str) -> Result<Value, FilesError> {
         let text = self.text(path)?;
-        json::parse(&text).map_err(|error| FilesError::InvalidJson {
-            file: self.name(path),
-            reason: error.to_string(),
-        })
+        json::parse(&text)
+            .map_err(|error| FilesError::InvalidJson { file: self.name(path), reason: error.to_string() })
     }
 
     /// How errors name the file at `path`.
@@ -203,9 +201,7 @@ impl Files {
             Self::Embedded(_) => self.embedded(path).map(Mapped::Static),
             Self::Folder(_) => {
                 let (file, _) = self.open(path)?;
-                map_file(&file)
-                    .map(Mapped::File)
-                    .map_err(|source| self.unreadable(path, source))
+                map_file(&file).map(Mapped::File).map_err(|source| self.unreadable(path, source))
             }
         }
     }
@@ -221,9 +217,7 @@ impl Files {
         }
         let mut bytes = Vec::new();
         // the limit again: the file may grow, or its size may be a lie (as in /proc)
-        file.take(TEXT_CAP + 1)
-            .read_to_end(&mut bytes)
-            .map_err(|source| self.unreadable(path, source))?;
+        file.take(TEXT_CAP + 1).read_to_end(&mut bytes).map_err(|source| self.unreadable(path, source))?;
         if bytes.len() as u64 > TEXT_CAP {
             return Err(too_large(bytes.len() as u64));
         }
@@ -254,9 +248,7 @@ impl Files {
             return Ok(bytes);
         }
         let inside = |folder: &str| {
-            files.iter().any(|(name, _)| {
-                name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
-            })
+            files.iter().any(|(name, _)| name.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/')))
         };
         match path.rsplit_once('/') {
             Some((folder, _)) if !inside(folder) => Err(self.no_part(folder)),
@@ -365,7 +357,6 @@ fn map_file(file: &File) -> io::Result<Mmap> {
 fn release_pages(map: &Mmap, range: Range<usize>) {
     // SAFETY: the map is shared, read-only and backed by a file, so that a dropped page
     // comes back from the file with the same bytes: a borrow of it sees no change.
-    let _ = unsafe {
-        map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len())
-    };
+    let _ =
+        unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
 }

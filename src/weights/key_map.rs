@@ -106,11 +106,7 @@ impl Pattern {
 }
 
 /// Matches greedily for the shortest `**` first; `captures` holds the wildcards so far.
-fn capture<'k>(
-    segments: &[Segment],
-    parts: &[&'k str],
-    captures: &mut Vec<Vec<&'k str>>,
-) -> bool {
+fn capture<'k>(segments: &[Segment], parts: &[&'k str], captures: &mut Vec<Vec<&'k str>>) -> bool {
     let Some((segment, rest)) = segments.split_first() else {
         return parts.is_empty();
     };

@@ -117,12 +117,8 @@ impl Job<'_> {
             });
         };
         source.map.will_need(begin..end);
-        let conversion = Conversion {
-            bytes,
-            source: self.source,
-            target: self.target,
-            shape: &self.entry.shape,
-        };
+        let conversion =
+            Conversion { bytes, source: self.source, target: self.target, shape: &self.entry.shape };
         let mut released = begin;
         let result = conversion.run(|read| {
             source.map.release(released..begin + read);
@@ -135,9 +131,7 @@ impl Job<'_> {
         let key = self.entry.original.clone();
         let file = self.store.file_name(self.entry).to_string();
         match fault {
-            Fault::NonFinite { index, value } => {
-                WeightsError::NonFinite { file, key, index, value }
-            }
+            Fault::NonFinite { index, value } => WeightsError::NonFinite { file, key, index, value },
             Fault::Overflow { index, value } => {
                 WeightsError::Overflow { file, key, index, value, dtype: self.target.name() }
             }
@@ -154,10 +148,7 @@ fn convert_all<'j>(
     jobs: &'j [Job<'j>],
     mut receive: impl FnMut(&'j Job<'j>, Converted),
 ) -> Result<(), WeightsError> {
-    let workers = thread::available_parallelism()
-        .map_or(1, NonZero::get)
-        .min(MAX_WORKERS)
-        .min(jobs.len());
+    let workers = thread::available_parallelism().map_or(1, NonZero::get).min(MAX_WORKERS).min(jobs.len());
     let next = AtomicUsize::new(0);
     let stop = AtomicBool::new(false);
     // one result waiting at most: each is a whole tensor
@@ -232,11 +223,7 @@ fn digest(tensors: &BTreeMap<&str, (&Entry, u128)>) -> String {
 
 impl Loaded {
     /// Takes a tensor of the given shape, as the file has it.
-    pub fn take<const D: usize>(
-        &mut self,
-        key: &str,
-        shape: [usize; D],
-    ) -> Result<Tensor<D>, WeightsError> {
+    pub fn take<const D: usize>(&mut self, key: &str, shape: [usize; D]) -> Result<Tensor<D>, WeightsError> {
         let values = self.take_row(key, &[&shape])?;
         if let [out, input, height, width] = shape[..] {
             let channels_last = values.reshape([out, height, width, input]);
@@ -287,11 +274,8 @@ impl Loaded {
 
     /// Checks that every tensor has been taken.
     pub fn finish(self) -> Result<(), WeightsError> {
-        let unused: Vec<&String> = self
-            .slots
-            .iter()
-            .filter_map(|(key, slot)| slot.values.is_some().then_some(key))
-            .collect();
+        let unused: Vec<&String> =
+            self.slots.iter().filter_map(|(key, slot)| slot.values.is_some().then_some(key)).collect();
         if unused.is_empty() {
             return Ok(());
         }

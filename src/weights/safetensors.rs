@@ -27,9 +27,8 @@ pub(super) struct HeaderEntry {
 /// The entries come in the order of their bytes.
 pub(super) fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<HeaderEntry>, WeightsError> {
     let (header, data) = split(file, bytes)?;
-    let raw: RawHeader = serde_json::from_slice(header).map_err(|error| {
-        WeightsError::InvalidHeader { file: file.to_string(), reason: error.to_string() }
-    })?;
+    let raw: RawHeader = serde_json::from_slice(header)
+        .map_err(|error| WeightsError::InvalidHeader { file: file.to_string(), reason: error.to_string() })?;
     refuse_duplicates(file, &raw.tensors)?;
     let mut tensors = Vec::with_capacity(raw.tensors.len());
     for (key, raw) in raw.tensors {
@@ -39,10 +38,8 @@ pub(super) fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<HeaderEntry>, 
     tensors.sort_by_key(|(_, info)| info.data_offsets);
     check_layout(file, &tensors, PREFIX + header.len(), data.len())?;
     // The reference implementation has the last word.
-    Metadata::new(None, tensors.clone()).map_err(|error| WeightsError::InvalidHeader {
-        file: file.to_string(),
-        reason: error.to_string(),
-    })?;
+    Metadata::new(None, tensors.clone())
+        .map_err(|error| WeightsError::InvalidHeader { file: file.to_string(), reason: error.to_string() })?;
     let base = PREFIX + header.len();
     let entry = |(key, info): (String, TensorInfo)| HeaderEntry {
         key,
@@ -58,19 +55,11 @@ pub(super) fn read_header(file: &str, bytes: &[u8]) -> Result<Vec<HeaderEntry>, 
 fn split<'b>(file: &str, bytes: &'b [u8]) -> Result<(&'b [u8], &'b [u8]), WeightsError> {
     let found = bytes.len() as u64;
     let Some((prefix, rest)) = bytes.split_first_chunk::<PREFIX>() else {
-        return Err(WeightsError::Truncated {
-            file: file.to_string(),
-            expected: PREFIX as u64,
-            found,
-        });
+        return Err(WeightsError::Truncated { file: file.to_string(), expected: PREFIX as u64, found });
     };
     let header = u64::from_le_bytes(*prefix);
     if header > HEADER_CAP {
-        return Err(WeightsError::HeaderTooLarge {
-            file: file.to_string(),
-            cap: HEADER_CAP,
-            found: header,
-        });
+        return Err(WeightsError::HeaderTooLarge { file: file.to_string(), cap: HEADER_CAP, found: header });
     }
     usize::try_from(header)
         .ok()
@@ -85,10 +74,7 @@ fn refuse_duplicates(file: &str, tensors: &[(String, RawTensor)]) -> Result<(), 
         if let [first, second] = pair
             && first == second
         {
-            return Err(WeightsError::DuplicateKey {
-                file: file.to_string(),
-                key: (*first).to_string(),
-            });
+            return Err(WeightsError::DuplicateKey { file: file.to_string(), key: (*first).to_string() });
         }
     }
     Ok(())
@@ -204,9 +190,8 @@ impl<'de> Visitor<'de> for HeaderVisitor {
                 map.next_value::<Option<BTreeMap<String, String>>>()?;
                 continue;
             }
-            let tensor = map
-                .next_value()
-                .map_err(|error| A::Error::custom(format!("tensor `{key}`: {error}")))?;
+            let tensor =
+                map.next_value().map_err(|error| A::Error::custom(format!("tensor `{key}`: {error}")))?;
             tensors.push((key, tensor));
         }
         Ok(RawHeader { tensors })

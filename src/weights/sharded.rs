@@ -20,8 +20,7 @@ pub(super) struct Index {
 impl Index {
     pub(super) fn read(files: &Files, path: &str) -> Result<Self, WeightsError> {
         let name = files.name(path);
-        let invalid =
-            |reason: &str| WeightsError::InvalidIndex { file: name.clone(), reason: reason.into() };
+        let invalid = |reason: &str| WeightsError::InvalidIndex { file: name.clone(), reason: reason.into() };
         let Value::Object(mut root) = files.json(path)? else {
             return Err(invalid("expected an object"));
         };

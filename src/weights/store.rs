@@ -79,10 +79,7 @@ impl WeightStore {
                 file: files.name(&join(folder, found)),
                 expected: expected.clone(),
             },
-            None => WeightsError::NoWeights {
-                folder: files.name(folder),
-                expected: names.to_vec(),
-            },
+            None => WeightsError::NoWeights { folder: files.name(folder), expected: names.to_vec() },
         })
     }
 
@@ -152,10 +149,8 @@ impl WeightStore {
     /// Leaves out the tensors whose present name matches one of `patterns` (see
     /// [`KeyMap`] for what a pattern is), and says how many that were.
     pub fn ignore(&mut self, patterns: &[&str]) -> Result<usize, WeightsError> {
-        let patterns = patterns
-            .iter()
-            .map(|pattern| Pattern::parse(pattern))
-            .collect::<Result<Vec<_>, _>>()?;
+        let patterns =
+            patterns.iter().map(|pattern| Pattern::parse(pattern)).collect::<Result<Vec<_>, _>>()?;
         let before = self.entries.len();
         self.entries.retain(|entry| !patterns.iter().any(|pattern| pattern.matches(&entry.key)));
         Ok(before - self.entries.len())

@@ -39,9 +39,18 @@ fn keys_are_read_by_their_kind_and_absent_ones_by_default() {
 
 #[test]
 fn a_value_of_another_kind_or_size_is_refused_with_what_was_expected() {
-    for value in [json!(0), json!(-3), json!(1.5), json!(4.0), json!(1e18), json!(1_u64 << 40),
-        json!("4"), json!([4]), json!(null), json!(true)]
-    {
+    for value in [
+        json!(0),
+        json!(-3),
+        json!(1.5),
+        json!(4.0),
+        json!(1e18),
+        json!(1_u64 << 40),
+        json!("4"),
+        json!([4]),
+        json!(null),
+        json!(true),
+    ] {
         let error = config(json!({"n": value})).count("n", 1).unwrap_err();
         assert!(
             matches!(&error, ConfigError::Invalid { file, key, expected, found }
@@ -95,7 +104,10 @@ fn a_switch_that_is_not_supported_is_refused_with_what_is() {
         "{error}"
     );
     let error = config.choice("c", 0, &[("cosine", 1)]).unwrap_err();
-    assert!(matches!(&error, ConfigError::Unsupported { expected, .. } if expected == "\"cosine\""), "{error}");
+    assert!(
+        matches!(&error, ConfigError::Unsupported { expected, .. } if expected == "\"cosine\""),
+        "{error}"
+    );
     config.finish().unwrap();
 }
 

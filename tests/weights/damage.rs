@@ -10,11 +10,9 @@ use crate::{Plain, bf16s, f16s, f32s, file, raw, store};
 #[test]
 fn the_weights_of_the_embedded_model_load_whole() {
     let files = Files::folder(concat!(env!("CARGO_MANIFEST_DIR"), "/weights")).unwrap();
-    for (folder, stem) in [
-        ("unet", "diffusion_pytorch_model"),
-        ("vae", "diffusion_pytorch_model"),
-        ("text_encoder", "model"),
-    ] {
+    for (folder, stem) in
+        [("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")]
+    {
         let store = WeightStore::open(&files, folder, stem).unwrap();
         let loaded = store.load(&Device::flex(), DType::F32).unwrap();
         assert_eq!(loaded.bytes(), store.parameters() * 4);

@@ -34,8 +34,7 @@ fn two_shards(change: impl FnOnce(&mut Value)) -> TempDir {
 
 #[test]
 fn shards_load_as_one() {
-    let mut loaded =
-        open(&two_shards(|_| {})).unwrap().load(&Device::flex(), DType::F32).unwrap();
+    let mut loaded = open(&two_shards(|_| {})).unwrap().load(&Device::flex(), DType::F32).unwrap();
     assert_eq!(values(loaded.take("a", [1]).unwrap()), [1.0]);
     assert_eq!(values(loaded.take("b", [1]).unwrap()), [2.0]);
     loaded.finish().unwrap();
@@ -93,8 +92,8 @@ fn a_tensor_that_the_index_leaves_out_is_refused() {
 
 #[test]
 fn a_tensor_in_two_shards_is_refused() {
-    let (a, b) = (f32s("a", &[1], &[1.0]), f32s("b", &[1], &[2.0]));
-    let root = sharded(&[("1", &[a.clone()][..]), ("2", &[b, a][..])], |_| {});
+    let (a, b, c) = (f32s("a", &[1], &[1.0]), f32s("b", &[1], &[2.0]), f32s("c", &[1], &[3.0]));
+    let root = sharded(&[("1", &[a.clone(), c][..]), ("2", &[b, a][..])], |_| {});
     let error = open(&root).unwrap_err();
     assert!(matches!(&error, WeightsError::InTwoShards { key, .. } if key == "a"), "{error}");
 }
@@ -112,9 +111,13 @@ fn an_index_that_leads_out_of_the_checkpoint_is_refused() {
 
 #[test]
 fn an_index_of_another_form_is_refused() {
-    for index in [json!([]), json!({}), json!({"weight_map": []}), json!({"weight_map": {}}),
-        json!({"weight_map": {"a": 1}})]
-    {
+    for index in [
+        json!([]),
+        json!({}),
+        json!({"weight_map": []}),
+        json!({"weight_map": {}}),
+        json!({"weight_map": {"a": 1}}),
+    ] {
         let error = open(&two_shards(|found| *found = index)).unwrap_err();
         assert!(matches!(error, WeightsError::InvalidIndex { .. }), "{error}");
     }
@@ -215,10 +218,7 @@ fn a_text_that_is_too_large_not_utf8_or_not_json_is_refused() {
     assert!(matches!(error, FilesError::NotUtf8 { offset: 1, .. }), "{error}");
     for name in ["broken.json", "twice.json", "deep.json"] {
         let error = files.json(name).unwrap_err();
-        assert!(
-            matches!(&error, FilesError::InvalidJson { file, .. } if file.ends_with(name)),
-            "{error}"
-        );
+        assert!(matches!(&error, FilesError::InvalidJson { file, .. } if file.ends_with(name)), "{error}");
     }
     assert!(files.json("twice.json").unwrap_err().to_string().contains("`b` stands twice"));
 }

@@ -47,10 +47,7 @@ fn an_absurd_header_length_is_refused() {
         let mut bytes = file(&[f32s("a", &[1], &[1.0])]);
         bytes[..8].copy_from_slice(&length.to_le_bytes());
         let error = store(bytes).unwrap_err();
-        assert!(
-            matches!(&error, WeightsError::HeaderTooLarge { found, .. } if *found == length),
-            "{error}"
-        );
+        assert!(matches!(&error, WeightsError::HeaderTooLarge { found, .. } if *found == length), "{error}");
     }
 }
 
@@ -120,10 +117,8 @@ fn offsets_that_run_backwards_are_refused() {
 #[test]
 fn a_shape_whose_size_overflows_is_refused() {
     for shape in ["[4294967296,4294967296]", "[18446744073709551615]", "[2305843009213693952,4]"] {
-        let error = header_error(
-            &format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[0,4]}}}}"#),
-            4,
-        );
+        let error =
+            header_error(&format!(r#"{{"a":{{"dtype":"F32","shape":{shape},"data_offsets":[0,4]}}}}"#), 4);
         assert!(matches!(error, WeightsError::TooLarge { .. }), "{error}");
     }
 }

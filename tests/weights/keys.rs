@@ -14,7 +14,10 @@ fn old_attention_names_become_the_present_ones() {
         ("encoder.mid_block.attentions.0.key.bias", "encoder.mid_block.attentions.0.to_k.bias"),
         ("decoder.mid_block.attentions.0.value.bias", "decoder.mid_block.attentions.0.to_v.bias"),
         ("decoder.mid_block.attentions.0.proj_attn.weight", "decoder.mid_block.attentions.0.to_out.0.weight"),
-        ("decoder.mid_block.attentions.0.group_norm.weight", "decoder.mid_block.attentions.0.group_norm.weight"),
+        (
+            "decoder.mid_block.attentions.0.group_norm.weight",
+            "decoder.mid_block.attentions.0.group_norm.weight",
+        ),
         ("query.weight", "query.weight"),
     ] {
         assert_eq!(map.apply(from), to);

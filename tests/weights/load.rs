@@ -12,11 +12,8 @@ const FLOATS: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 fn every_float_type_loads_to_every_float_type() {
     // exact in all three
     let numbers = [0.0, -0.0, 1.0, -2.5, 0.15625, 96.0];
-    let plain = file(&[
-        f32s("a", &[2, 3], &numbers),
-        f16s("b", &[2, 3], &numbers),
-        bf16s("c", &[2, 3], &numbers),
-    ]);
+    let plain =
+        file(&[f32s("a", &[2, 3], &numbers), f16s("b", &[2, 3], &numbers), bf16s("c", &[2, 3], &numbers)]);
     let store = store(plain).unwrap();
     for dtype in FLOATS {
         let mut loaded = store.load(&Device::flex(), dtype).unwrap();
@@ -121,10 +118,7 @@ fn a_missing_a_misshapen_a_second_and_an_unused_take_are_refused_by_name() {
     let error = loaded.take("a", [2]).unwrap_err();
     assert!(matches!(&error, WeightsError::Taken { key, .. } if key == "a"), "{error}");
     let error = loaded.finish().unwrap_err();
-    assert!(
-        matches!(&error, WeightsError::Unused { keys, count: 1, .. } if *keys == ["b"]),
-        "{error}"
-    );
+    assert!(matches!(&error, WeightsError::Unused { keys, count: 1, .. } if *keys == ["b"]), "{error}");
 }
 
 #[test]
@@ -133,10 +127,7 @@ fn many_unused_tensors_are_counted_and_the_first_eight_named() {
     let tensors: Vec<Plain> = names.iter().map(|name| f32s(name, &[1], &[1.0])).collect();
     let loaded = store(file(&tensors)).unwrap().load(&Device::flex(), DType::F32).unwrap();
     let error = loaded.finish().unwrap_err();
-    assert!(
-        matches!(&error, WeightsError::Unused { keys, count: 20, .. } if *keys == names[..8]),
-        "{error}"
-    );
+    assert!(matches!(&error, WeightsError::Unused { keys, count: 20, .. } if *keys == names[..8]), "{error}");
 }
 
 #[test]
@@ -160,11 +151,9 @@ fn a_value_that_is_not_finite_is_refused_with_its_place() {
 
 #[test]
 fn a_value_that_the_type_asked_for_cannot_hold_is_refused_with_its_place() {
-    for (value, dtype, name) in [
-        (1e6, DType::F16, "F16"),
-        (65_520.0, DType::F16, "F16"),
-        (f32::MAX, DType::BF16, "BF16"),
-    ] {
+    for (value, dtype, name) in
+        [(1e6, DType::F16, "F16"), (65_520.0, DType::F16, "F16"), (f32::MAX, DType::BF16, "BF16")]
+    {
         let mut numbers = vec![-1.0; 36];
         numbers[17] = value;
         let store = store(file(&[f32s("w", &[2, 2, 3, 3], &numbers)])).unwrap();
@@ -180,9 +169,8 @@ fn a_value_that_the_type_asked_for_cannot_hold_is_refused_with_its_place() {
 
 #[test]
 fn of_several_bad_tensors_the_first_in_the_file_is_named() {
-    let tensors: Vec<Plain> = (10..60)
-        .map(|i| f32s(&format!("t{i}"), &[1], &[if i < 30 { 1.0 } else { f32::NAN }]))
-        .collect();
+    let tensors: Vec<Plain> =
+        (10..60).map(|i| f32s(&format!("t{i}"), &[1], &[if i < 30 { 1.0 } else { f32::NAN }])).collect();
     let store = store(file(&tensors)).unwrap();
     for _ in 0..20 {
         let error = store.load(&Device::flex(), DType::F32).unwrap_err();

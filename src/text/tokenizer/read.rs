@@ -16,9 +16,8 @@ const ID_CAP: u64 = 1 << 24;
 /// No real text encoder takes more tokens.
 const LENGTH_CAP: u64 = 1 << 16;
 /// The special tokens in the order in which transformers adds them.
-const ROLES: &[&str] = &[
-    "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token",
-];
+const ROLES: &[&str] =
+    &["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 /// What the first four stand for where no file says.
 const DEFAULTS: &[(&str, &str)] = &[
     ("bos_token", "<|startoftext|>"),
@@ -125,6 +124,11 @@ impl Source<'_> {
         require(&file, "model.continuing_subword_prefix", prefix, &["".into(), Value::Null])?;
         for key in ["byte_fallback", "ignore_merges"] {
             require(&file, &format!("model.{key}"), model.get(key), &[false.into()])?;
+        }
+        // of the saved padding and truncation, transformers follows the side alone
+        for key in ["padding", "truncation"] {
+            let side = root.get(key).and_then(|saved| saved.get("direction"));
+            require(&file, &format!("{key}.direction"), side, &["Right".into()])?;
         }
         let Some(Value::Object(vocab)) = model.get("vocab") else {
             let found = model.get("vocab").unwrap_or(&Value::Null);
@@ -252,9 +256,7 @@ fn max_length(file: &str, config: &Map<String, Value>) -> Result<usize, Tokenize
         .as_u64()
         .filter(|length| (3..=LENGTH_CAP).contains(length))
         .and_then(|length| usize::try_from(length).ok())
-        .ok_or_else(|| {
-            invalid(file, "model_max_length", &format!("an integer in 3..={LENGTH_CAP}"), found)
-        })
+        .ok_or_else(|| invalid(file, "model_max_length", &format!("an integer in 3..={LENGTH_CAP}"), found))
 }
 
 /// The settings that would change ids in a way that is not followed here.
@@ -267,12 +269,7 @@ fn check_settings(file: &str, config: &Map<String, Value>) -> Result<(), Tokeniz
     require(file, "tokenizer_class", config.get("tokenizer_class"), classes)
 }
 
-fn require(
-    file: &str,
-    key: &str,
-    found: Option<&Value>,
-    allowed: &[Value],
-) -> Result<(), TokenizerError> {
+fn require(file: &str, key: &str, found: Option<&Value>, allowed: &[Value]) -> Result<(), TokenizerError> {
     match found {
         Some(found) if !allowed.contains(found) => {
             let expected: Vec<_> = allowed.iter().map(ToString::to_string).collect();
@@ -326,20 +323,12 @@ fn merge(file: &str, number: usize, line: &str) -> Result<(String, String), Toke
 }
 
 /// A merge as one text, or as a pair.
-fn merge_of_json(
-    file: &str,
-    number: usize,
-    row: &Value,
-) -> Result<(String, String), TokenizerError> {
+fn merge_of_json(file: &str, number: usize, row: &Value) -> Result<(String, String), TokenizerError> {
     match row {
         Value::String(line) => merge(file, number, line),
         Value::Array(pair) => match pair.as_slice() {
             [Value::String(left), Value::String(right)] => Ok((left.clone(), right.clone())),
-            _ => Err(TokenizerError::InvalidMerge {
-                file: file.to_string(),
-                number,
-                found: show(row),
-            }),
+            _ => Err(TokenizerError::InvalidMerge { file: file.to_string(), number, found: show(row) }),
         },
         _ => Err(TokenizerError::InvalidMerge { file: file.to_string(), number, found: show(row) }),
     }
@@ -364,12 +353,7 @@ fn check_merges(file: &str, vocab: &Vocab, merges: &Merges) -> Result<(), Tokeni
 }
 
 /// A token as a text, or as an object with its matching rules.
-fn token_of_json(
-    file: &str,
-    key: &str,
-    value: &Value,
-    special: bool,
-) -> Result<AddedToken, TokenizerError> {
+fn token_of_json(file: &str, key: &str, value: &Value, special: bool) -> Result<AddedToken, TokenizerError> {
     let object = match value {
         Value::String(content) => return Ok(AddedToken::from(content.clone(), true)),
         Value::Object(object) => object,

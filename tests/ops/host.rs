@@ -1,0 +1,191 @@
+//! Every operation in f64, straight from its definition.
+//!
+//! Each element comes with the sum of the magnitudes of its terms: rounding errors are proportional to that, so a
+//! tolerance relative to it stays meaningful beside outliers and cancellation.
+
+/// A value and the sum of its terms' magnitudes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Exact {
+    pub value: f64,
+    pub magnitude: f64,
+}
+
+impl Exact {
+    pub fn add(&mut self, term: f64) {
+        self.value += term;
+        self.magnitude += term.abs();
+    }
+
+    /// As the input of a function whose slope is at most about one.
+    pub fn map(self, f: impl Fn(f64) -> f64) -> Self {
+        let value = f(self.value);
+        Self { value, magnitude: self.magnitude.max(value.abs()) }
+    }
+}
+
+pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, residual: Option<&[f64]>, k: usize) -> Vec<Exact> {
+    let n = weight.len() / k;
+    let mut out = vec![Exact::default(); x.len() / k * n];
+    for (i, out) in out.iter_mut().enumerate() {
+        let (row, column) = (i / n, i % n);
+        for k_i in 0..k {
+            out.add(x[row * k + k_i] * weight[column * k + k_i]);
+        }
+        bias.iter().for_each(|bias| out.add(bias[column]));
+        residual.iter().for_each(|residual| out.add(residual[i]));
+    }
+    out
+}
+
+pub struct Conv {
+    /// Of the input: batch, height, width, channels.
+    pub x: [usize; 4],
+    /// outputs, kh, kw, channels.
+    pub weight: [usize; 4],
+    pub stride: usize,
+    /// Top, bottom, left, right.
+    pub padding: [usize; 4],
+}
+
+impl Conv {
+    pub fn output(&self) -> [usize; 4] {
+        let [batch, height, width, _] = self.x;
+        let [outputs, kh, kw, _] = self.weight;
+        let [top, bottom, left, right] = self.padding;
+        let size = |length: usize, pads: usize, kernel: usize| (length + pads - kernel) / self.stride + 1;
+        [batch, size(height, top + bottom, kh), size(width, left + right, kw), outputs]
+    }
+
+    pub fn compute(&self, x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<Exact> {
+        let [batch, height, width, channels] = self.x;
+        let [_, kh, kw, _] = self.weight;
+        let [_, out_height, out_width, outputs] = self.output();
+        let mut all = Vec::new();
+        for b in 0..batch {
+            for (oy, ox) in (0..out_height).flat_map(|y| (0..out_width).map(move |x| (y, x))) {
+                for (o, bias) in bias.iter().enumerate().take(outputs) {
+                    let mut out = Exact::default();
+                    out.add(*bias);
+                    for (ky, kx) in (0..kh).flat_map(|y| (0..kw).map(move |x| (y, x))) {
+                        let (y, x_) = (oy * self.stride + ky, ox * self.stride + kx);
+                        let inside = |at: usize, pad: usize, length| at.checked_sub(pad).filter(|at| *at < length);
+                        let Some(y) = inside(y, self.padding[0], height) else { continue };
+                        let Some(x_) = inside(x_, self.padding[2], width) else { continue };
+                        for c in 0..channels {
+                            let from = ((b * height + y) * width + x_) * channels + c;
+                            out.add(x[from] * weight[((o * kh + ky) * kw + kx) * channels + c]);
+                        }
+                    }
+                    all.push(out);
+                }
+            }
+        }
+        all
+    }
+}
+
+/// Of the elements at `members`, each with its weight and bias.
+fn normalise(x: &[f64], members: &[usize], affine: impl Fn(usize) -> (f64, f64), eps: f64, out: &mut [Exact]) {
+    let count = members.len() as f64;
+    let mean = members.iter().map(|i| x[*i]).sum::<f64>() / count;
+    let variance = members.iter().map(|i| (x[*i] - mean).powi(2)).sum::<f64>() / count;
+    let factor = 1.0 / (variance + eps).sqrt();
+    for &i in members {
+        let (weight, bias) = affine(i);
+        out[i].add(x[i] * factor * weight);
+        out[i].add(-mean * factor * weight);
+        out[i].add(bias);
+    }
+}
+
+pub fn group_norm(x: &[f64], pixels: usize, groups: usize, weight: &[f64], bias: &[f64], eps: f64) -> Vec<Exact> {
+    let channels = weight.len();
+    let size = channels / groups;
+    let mut out = vec![Exact::default(); x.len()];
+    for picture in 0..x.len() / (pixels * channels) {
+        for group in 0..groups {
+            let members: Vec<usize> = (0..pixels)
+                .flat_map(|p| (0..size).map(move |c| (picture * pixels + p) * channels + group * size + c))
+                .collect();
+            normalise(x, &members, |i| (weight[i % channels], bias[i % channels]), eps, &mut out);
+        }
+    }
+    out
+}
+
+pub fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f64) -> Vec<Exact> {
+    let channels = weight.len();
+    let mut out = vec![Exact::default(); x.len()];
+    for row in 0..x.len() / channels {
+        let members: Vec<usize> = (row * channels..(row + 1) * channels).collect();
+        normalise(x, &members, |i| (weight[i % channels], bias[i % channels]), eps, &mut out);
+    }
+    out
+}
+
+pub struct Attention {
+    pub batch: usize,
+    pub queries: usize,
+    pub keys: usize,
+    pub heads: usize,
+    pub head_dim: usize,
+    pub causal: bool,
+}
+
+impl Attention {
+    pub fn compute(&self, q: &[f64], k: &[f64], v: &[f64]) -> Vec<Exact> {
+        let channels = self.heads * self.head_dim;
+        let mut out = vec![Exact::default(); self.batch * self.queries * channels];
+        for (b, h) in (0..self.batch).flat_map(|b| (0..self.heads).map(move |h| (b, h))) {
+            for i in 0..self.queries {
+                let keys = if self.causal { i + 1 } else { self.keys };
+                let q_at = (b * self.queries + i) * channels + h * self.head_dim;
+                let kv_at = |j: usize| (b * self.keys + j) * channels + h * self.head_dim;
+                let mut sharpness = 0.0_f64;
+                let scores: Vec<f64> = (0..keys)
+                    .map(|j| {
+                        let terms = (0..self.head_dim).map(|d| q[q_at + d] * k[kv_at(j) + d]);
+                        let scale = (self.head_dim as f64).sqrt();
+                        sharpness = sharpness.max(terms.clone().map(f64::abs).sum::<f64>() / scale);
+                        terms.sum::<f64>() / scale
+                    })
+                    .collect();
+                let maximum = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let exps: Vec<f64> = scores.iter().map(|score| (score - maximum).exp()).collect();
+                let sum: f64 = exps.iter().sum();
+                for d in 0..self.head_dim {
+                    let out = &mut out[q_at + d];
+                    exps.iter().enumerate().for_each(|(j, exp)| out.add(exp / sum * v[kv_at(j) + d]));
+                    // An error in a score is an error of that size, relative, in its weight.
+                    out.magnitude *= 1.0 + sharpness;
+                }
+            }
+        }
+        out
+    }
+}
+
+pub fn silu(x: f64) -> f64 {
+    x / (1.0 + (-x).exp())
+}
+
+pub fn quick_gelu(x: f64) -> f64 {
+    x / (1.0 + (-1.702 * x).exp())
+}
+
+pub fn gelu(x: f64) -> f64 {
+    0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2))
+}
+
+/// Abramowitz & Stegun 7.1.6 near zero; beyond 5, where it is 1 to 2e-12, one.
+fn erf(x: f64) -> f64 {
+    if x.abs() > 5.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= 2.0 * x * x / f64::from(2 * n + 1);
+        sum += term;
+    }
+    2.0 / std::f64::consts::PI.sqrt() * (-x * x).exp() * sum
+}

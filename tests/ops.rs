@@ -46,11 +46,11 @@ fn random<const D: usize>(shape: [usize; D], dtype: DType, seed: u64, outlier: f
 }
 
 fn read<const D: usize>(x: Tensor<D>) -> Vec<f64> {
-    x.into_data().convert::<f64>().to_vec().unwrap()
+    x.into_data().convert::<f64>().try_to_vec().unwrap()
 }
 
 fn bits<const D: usize>(x: Tensor<D>) -> Vec<u8> {
-    x.into_data().bytes.to_vec()
+    x.into_data().bytes().to_vec()
 }
 
 /// `tolerance` is relative to the sum of the terms' magnitudes; storing in `dtype` adds half a unit in the last place.
@@ -111,11 +111,11 @@ fn linear_matches_its_definition() {
             let (residual, r) = random([batch, tokens, n], dtype, 4, 1.0);
             let what = format!("linear {batch}x{tokens}x{k}x{n}");
             let y = ops::linear(x.clone(), &weight, Some(&bias));
-            assert_close(y, &host::linear(&x_values, &w, Some(&b), None, k), 1e-6, &what);
+            assert_close(y, &host::linear(&x_values, &w, Some(&b), None, k), 2e-6, &what);
             let y = ops::linear(x.clone(), &weight, None);
-            assert_close(y, &host::linear(&x_values, &w, None, None, k), 1e-6, &what);
+            assert_close(y, &host::linear(&x_values, &w, None, None, k), 2e-6, &what);
             let y = ops::linear_add(x, &weight, Some(&bias), residual);
-            assert_close(y, &host::linear(&x_values, &w, Some(&b), Some(&r), k), 1e-6, &what);
+            assert_close(y, &host::linear(&x_values, &w, Some(&b), Some(&r), k), 2e-6, &what);
         }
     }
 }
@@ -145,14 +145,14 @@ fn conv2d_matches_its_definition() {
             let mut expected = conv.compute(&x_values, &w, &b);
             let y = ops::conv2d(x.clone(), &weight, Some(&bias), &walk);
             assert_eq!(y.dims(), conv.output(), "{what}");
-            assert_close(y, &expected, 1e-6, &what);
+            assert_close(y, &expected, 2e-6, &what);
             let reference = ops::reference::conv2d(x.clone(), &weight, Some(&bias), &walk, None);
             if dtype == DType::F32 {
                 assert_close(reference, &expected, 2e-6, &what);
             }
             let y = ops::conv2d_add(x, &weight, Some(&bias), &walk, residual);
             expected.iter_mut().zip(r).for_each(|(expected, r)| expected.add(r));
-            assert_close(y, &expected, 1e-6, &what);
+            assert_close(y, &expected, 2e-6, &what);
         }
     }
 }
@@ -168,7 +168,7 @@ fn a_vector_a_picture_can_be_added_to_a_convolution() {
     expected.iter_mut().enumerate().for_each(|(i, expected)| expected.add(s[i / (30 * 37) * 37 + i % 37]));
     let walk = Conv2d { stride: 1, padding: [1; 4] };
     let y = ops::conv2d_add(x.clone(), &weight, Some(&bias), &walk, shift.clone());
-    assert_close(y, &expected, 1e-6, "conv2d_add");
+    assert_close(y, &expected, 2e-6, "conv2d_add");
     let y = ops::reference::conv2d(x, &weight, Some(&bias), &walk, Some(shift));
     assert_close(y, &expected, 2e-6, "reference");
 }

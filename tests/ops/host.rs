@@ -5,25 +5,25 @@
 
 /// A value and the sum of its terms' magnitudes.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Exact {
-    pub value: f64,
-    pub magnitude: f64,
+pub(crate) struct Exact {
+    pub(crate) value: f64,
+    pub(crate) magnitude: f64,
 }
 
 impl Exact {
-    pub fn add(&mut self, term: f64) {
+    pub(crate) fn add(&mut self, term: f64) {
         self.value += term;
         self.magnitude += term.abs();
     }
 
     /// As the input of a function whose slope is at most about one.
-    pub fn map(self, f: impl Fn(f64) -> f64) -> Self {
+    pub(crate) fn map(self, f: impl Fn(f64) -> f64) -> Self {
         let value = f(self.value);
         Self { value, magnitude: self.magnitude.max(value.abs()) }
     }
 }
 
-pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, residual: Option<&[f64]>, k: usize) -> Vec<Exact> {
+pub(crate) fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, residual: Option<&[f64]>, k: usize) -> Vec<Exact> {
     let n = weight.len() / k;
     let mut out = vec![Exact::default(); x.len() / k * n];
     for (i, out) in out.iter_mut().enumerate() {
@@ -37,18 +37,18 @@ pub fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, residual: Option<
     out
 }
 
-pub struct Conv {
+pub(crate) struct Conv {
     /// Of the input: batch, height, width, channels.
-    pub x: [usize; 4],
+    pub(crate) x: [usize; 4],
     /// outputs, kh, kw, channels.
-    pub weight: [usize; 4],
-    pub stride: usize,
+    pub(crate) weight: [usize; 4],
+    pub(crate) stride: usize,
     /// Top, bottom, left, right.
-    pub padding: [usize; 4],
+    pub(crate) padding: [usize; 4],
 }
 
 impl Conv {
-    pub fn output(&self) -> [usize; 4] {
+    pub(crate) fn output(&self) -> [usize; 4] {
         let [batch, height, width, _] = self.x;
         let [outputs, kh, kw, _] = self.weight;
         let [top, bottom, left, right] = self.padding;
@@ -56,7 +56,7 @@ impl Conv {
         [batch, size(height, top + bottom, kh), size(width, left + right, kw), outputs]
     }
 
-    pub fn compute(&self, x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<Exact> {
+    pub(crate) fn compute(&self, x: &[f64], weight: &[f64], bias: &[f64]) -> Vec<Exact> {
         let [batch, height, width, channels] = self.x;
         let [_, kh, kw, _] = self.weight;
         let [_, out_height, out_width, outputs] = self.output();
@@ -98,7 +98,7 @@ fn normalise(x: &[f64], members: &[usize], affine: impl Fn(usize) -> (f64, f64),
     }
 }
 
-pub fn group_norm(x: &[f64], pixels: usize, groups: usize, weight: &[f64], bias: &[f64], eps: f64) -> Vec<Exact> {
+pub(crate) fn group_norm(x: &[f64], pixels: usize, groups: usize, weight: &[f64], bias: &[f64], eps: f64) -> Vec<Exact> {
     let channels = weight.len();
     let size = channels / groups;
     let mut out = vec![Exact::default(); x.len()];
@@ -113,7 +113,7 @@ pub fn group_norm(x: &[f64], pixels: usize, groups: usize, weight: &[f64], bias:
     out
 }
 
-pub fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f64) -> Vec<Exact> {
+pub(crate) fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f64) -> Vec<Exact> {
     let channels = weight.len();
     let mut out = vec![Exact::default(); x.len()];
     for row in 0..x.len() / channels {
@@ -123,17 +123,17 @@ pub fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f64) -> Vec<Exac
     out
 }
 
-pub struct Attention {
-    pub batch: usize,
-    pub queries: usize,
-    pub keys: usize,
-    pub heads: usize,
-    pub head_dim: usize,
-    pub causal: bool,
+pub(crate) struct Attention {
+    pub(crate) batch: usize,
+    pub(crate) queries: usize,
+    pub(crate) keys: usize,
+    pub(crate) heads: usize,
+    pub(crate) head_dim: usize,
+    pub(crate) causal: bool,
 }
 
 impl Attention {
-    pub fn compute(&self, q: &[f64], k: &[f64], v: &[f64]) -> Vec<Exact> {
+    pub(crate) fn compute(&self, q: &[f64], k: &[f64], v: &[f64]) -> Vec<Exact> {
         let channels = self.heads * self.head_dim;
         let mut out = vec![Exact::default(); self.batch * self.queries * channels];
         for (b, h) in (0..self.batch).flat_map(|b| (0..self.heads).map(move |h| (b, h))) {
@@ -165,15 +165,15 @@ impl Attention {
     }
 }
 
-pub fn silu(x: f64) -> f64 {
+pub(crate) fn silu(x: f64) -> f64 {
     x / (1.0 + (-x).exp())
 }
 
-pub fn quick_gelu(x: f64) -> f64 {
+pub(crate) fn quick_gelu(x: f64) -> f64 {
     x / (1.0 + (-1.702 * x).exp())
 }
 
-pub fn gelu(x: f64) -> f64 {
+pub(crate) fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2))
 }
 

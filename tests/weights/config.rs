@@ -51,11 +51,12 @@ fn a_value_of_another_kind_or_size_is_refused_with_what_was_expected() {
         json!(null),
         json!(true),
     ] {
+        let shown = value.to_string();
         let error = config(json!({"n": value})).count("n", 1).unwrap_err();
         assert!(
             matches!(&error, ConfigError::Invalid { file, key, expected, found }
                 if file == "config.json" && key == "n" && expected == "a positive integer"
-                    && *found == value.to_string()),
+                    && *found == shown),
             "{error}"
         );
     }

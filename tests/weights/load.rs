@@ -169,12 +169,19 @@ fn a_value_that_the_type_asked_for_cannot_hold_is_refused_with_its_place() {
 
 #[test]
 fn of_several_bad_tensors_the_first_in_the_file_is_named() {
-    let tensors: Vec<Plain> =
-        (10..60).map(|i| f32s(&format!("t{i}"), &[1], &[if i < 30 { 1.0 } else { f32::NAN }])).collect();
+    // the first bad one takes long, so that another thread meets the second before
+    let mut large = vec![1.0; 1 << 20];
+    large[(1 << 20) - 1] = f32::NAN;
+    let tensors = [
+        f32s("fine", &[1], &[1.0]),
+        f32s("first", &[1 << 20], &large),
+        f32s("second", &[1], &[f32::NAN]),
+        f32s("third", &[1], &[f32::NAN]),
+    ];
     let store = store(file(&tensors)).unwrap();
     for _ in 0..20 {
         let error = store.load(&Device::flex(), DType::F32).unwrap_err();
-        assert!(matches!(&error, WeightsError::NonFinite { key, .. } if key == "t30"), "{error}");
+        assert!(matches!(&error, WeightsError::NonFinite { key, .. } if key == "first"), "{error}");
     }
 }
 

@@ -1,5 +1,7 @@
 //! Weight files and configurations: what is read, what is refused and how the refusal reads.
 
+#![allow(clippy::unwrap_used, reason = "a test may fail by a panic")]
+
 mod config;
 mod damage;
 mod files;

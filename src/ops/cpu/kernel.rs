@@ -237,3 +237,68 @@ mod generic {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Multiples of 1/64 whose sums of products are exact in f32.
+    fn exact(count: usize, seed: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 37 + seed * 11) % 127) as f32 / 64.0 - 1.0).collect()
+    }
+
+    fn compute(isa: Isa, rows: usize, columns: usize, k: usize) -> Vec<f32> {
+        let (a, b) = (exact(rows * A_STRIDE, 1), exact(k * panel_width(columns), 2));
+        let (bias, residual) = (exact(columns, 3), exact(rows * 40, 4));
+        let mut c = exact(rows * 33, 5);
+        let tile = Tile {
+            rows,
+            columns,
+            k,
+            a: &a,
+            b: &b,
+            c: c.as_mut_ptr(),
+            c_stride: 33,
+            accumulate: true,
+            bias: Some(&bias),
+            residual: Some((&residual, 40)),
+        };
+        // SAFETY: `c` has `rows` rows of 33 >= `columns` elements and is ours alone.
+        #[allow(unsafe_code, reason = "the tile writes through a pointer")]
+        unsafe {
+            tile.compute(isa);
+        }
+        c
+    }
+
+    fn expected(rows: usize, columns: usize, k: usize) -> Vec<f32> {
+        let (a, b) = (exact(rows * A_STRIDE, 1), exact(k * panel_width(columns), 2));
+        let (bias, residual) = (exact(columns, 3), exact(rows * 40, 4));
+        let mut c = exact(rows * 33, 5);
+        for (row, column) in (0..rows).flat_map(|row| (0..columns).map(move |column| (row, column))) {
+            let products = (0..k).map(|k| a[row * A_STRIDE + k] * b[k * panel_width(columns) + column]);
+            c[row * 33 + column] += products.sum::<f32>() + bias[column] + residual[row * 40 + column];
+        }
+        c
+    }
+
+    #[test]
+    fn every_instruction_set_computes_every_tile_and_nothing_beside_it() {
+        let best = Isa::detect();
+        let mut sets = vec![Isa::Portable, best];
+        #[cfg(target_arch = "x86_64")]
+        if best == Isa::Avx512 {
+            sets.push(Isa::Avx2);
+        }
+        for isa in sets {
+            for rows in 1..=ROWS {
+                for columns in 1..=WIDE {
+                    for k in [1, 2, 37] {
+                        let what = format!("{isa:?} {rows}x{columns}x{k}");
+                        assert_eq!(compute(isa, rows, columns, k), expected(rows, columns, k), "{what}");
+                    }
+                }
+            }
+        }
+    }
+}

@@ -71,13 +71,7 @@ impl GroupNorm<'_> {
                     shift[member] = (f64::from(self.bias[channels.start + member]) - mean * factor) as f32;
                 }
             }
-            for (pixel, x) in x.chunks_exact(self.channels).enumerate() {
-                let start = offset + pixel * self.channels;
-                // SAFETY: this task's channels of its own picture.
-                #[allow(unsafe_code, reason = "disjoint parts of one output")]
-                let out = unsafe { out.slice(start + channels.start..start + channels.end) };
-                affine(&x[channels.clone()], scale, shift, self.silu, out);
-            }
+            affine(x, self.channels, channels.clone(), scale, shift, self.silu, offset, out);
         });
     }
 }
@@ -114,17 +108,33 @@ multiversion! {
 }
 
 multiversion! {
-    /// `out = x * scale + shift`, then silu if asked.
-    fn affine(x: &[f32], scale: &[f32], shift: &[f32], silu: bool, out: &mut [f32]) {
-        let parameters = scale.iter().zip(shift);
-        let values = out.iter_mut().zip(x.iter().zip(parameters));
-        if silu {
-            for (out, (x, (scale, shift))) in values {
-                *out = swish::<FMA>(fma::<FMA>(*x, *scale, *shift), 1.0);
-            }
-        } else {
-            for (out, (x, (scale, shift))) in values {
-                *out = fma::<FMA>(*x, *scale, *shift);
+    /// `out = x * scale + shift`, then silu if asked, for the channels `range` of each row of `x`.
+    #[allow(clippy::too_many_arguments, reason = "the loop's whole state")]
+    fn affine(
+        x: &[f32],
+        channels: usize,
+        range: std::ops::Range<usize>,
+        scale: &[f32],
+        shift: &[f32],
+        silu: bool,
+        offset: usize,
+        out: Shared<'_, f32>,
+    ) {
+        for (pixel, x) in x.chunks_exact(channels).enumerate() {
+            let start = offset + pixel * channels;
+            // SAFETY: this task's channels of its own picture.
+            #[allow(unsafe_code, reason = "disjoint parts of one output")]
+            let out = unsafe { out.slice(start + range.start..start + range.end) };
+            let parameters = scale.iter().zip(shift);
+            let values = out.iter_mut().zip(x[range.clone()].iter().zip(parameters));
+            if silu {
+                for (out, (x, (scale, shift))) in values {
+                    *out = swish::<FMA>(fma::<FMA>(*x, *scale, *shift), 1.0);
+                }
+            } else {
+                for (out, (x, (scale, shift))) in values {
+                    *out = fma::<FMA>(*x, *scale, *shift);
+                }
             }
         }
     }

@@ -91,12 +91,7 @@ pub fn linear_add(
 ///
 /// * `x`: `[batch, height, width, inputs]`; `weight`: `[outputs, kh, kw, inputs]`; `bias`: `[outputs]`
 /// * returns `[batch, (height + pads - kh) / stride + 1, (width + pads - kw) / stride + 1, outputs]`
-pub fn conv2d(
-    x: Tensor<4>,
-    weight: &Tensor<4>,
-    bias: Option<&Tensor<1>>,
-    conv: &Conv2d,
-) -> Tensor<4> {
+pub fn conv2d(x: Tensor<4>, weight: &Tensor<4>, bias: Option<&Tensor<1>>, conv: &Conv2d) -> Tensor<4> {
     on_cpu!(x, conv::cpu(x, weight, bias, conv, None));
     conv::reference(x, weight, bias, conv, None)
 }

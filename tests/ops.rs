@@ -1,6 +1,7 @@
 //! Each operation against its definition in f64, with odd sizes, outliers and every float dtype; and to the bit
 //! against itself in other batches, layouts and thread counts.
 #![cfg(feature = "cpu")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 #[path = "ops/host.rs"]
 mod host;
@@ -68,7 +69,10 @@ fn assert_close<const D: usize>(actual: Tensor<D>, expected: &[Exact], tolerance
     for (i, (actual, exact)) in actual.iter().zip(expected).enumerate() {
         let allowed = tolerance * exact.magnitude + 1.01 * epsilon * exact.value.abs() + tiny;
         let error = (actual - exact.value).abs();
-        assert!(error <= allowed, "{what} {dtype:?} [{i}]: {actual} for {exact:?}, error {error:e} > {allowed:e}");
+        assert!(
+            error <= allowed,
+            "{what} {dtype:?} [{i}]: {actual} for {exact:?}, error {error:e} > {allowed:e}"
+        );
     }
 }
 
@@ -85,7 +89,11 @@ fn assert_same_on_any_threads<const D: usize>(compute: impl Fn() -> Tensor<D> + 
 
 /// Each row of a batch alone, then in batches of 2, 5 and 16 of its neighbours.
 #[track_caller]
-fn assert_rows_independent<const D: usize>(x: Tensor<D>, compute: impl Fn(Tensor<D>) -> Tensor<D>, what: &str) {
+fn assert_rows_independent<const D: usize>(
+    x: Tensor<D>,
+    compute: impl Fn(Tensor<D>) -> Tensor<D>,
+    what: &str,
+) {
     let batch = x.dims()[0];
     assert_eq!(batch, 16);
     let alone: Vec<_> = (0..batch).map(|row| bits(compute(x.clone().narrow(0, row, 1)))).collect();
@@ -102,7 +110,8 @@ fn assert_rows_independent<const D: usize>(x: Tensor<D>, compute: impl Fn(Tensor
 
 #[test]
 fn linear_matches_its_definition() {
-    let shapes = [(1, 1, 1, 1), (2, 3, 5, 7), (1, 13, 33, 31), (3, 25, 320, 65), (1, 97, 641, 48), (2, 50, 1283, 33)];
+    let shapes =
+        [(1, 1, 1, 1), (2, 3, 5, 7), (1, 13, 33, 31), (3, 25, 320, 65), (1, 97, 641, 48), (2, 50, 1283, 33)];
     for dtype in DTYPES {
         for (batch, tokens, k, n) in shapes {
             let (x, x_values) = random([batch, tokens, k], dtype, 1, outlier(dtype));
@@ -175,7 +184,8 @@ fn a_vector_a_picture_can_be_added_to_a_convolution() {
 
 #[test]
 fn group_norm_matches_its_definition() {
-    let shapes = [([1, 1, 1, 2], 1), ([2, 3, 5, 6], 3), ([1, 4, 4, 320], 32), ([3, 7, 3, 36], 4), ([1, 9, 9, 16], 16)];
+    let shapes =
+        [([1, 1, 1, 2], 1), ([2, 3, 5, 6], 3), ([1, 4, 4, 320], 32), ([3, 7, 3, 36], 4), ([1, 9, 9, 16], 16)];
     for dtype in DTYPES {
         for (shape, groups) in shapes {
             for offset in [0.0, 100.0] {
@@ -185,7 +195,8 @@ fn group_norm_matches_its_definition() {
                 let (weight, w) = random([shape[3]], dtype, 14, 1.0);
                 let (bias, b) = random([shape[3]], dtype, 15, 1.0);
                 let stored = read(x.clone());
-                let expected = host::group_norm(&stored, shape[1] * shape[2], groups, &w, &b, f64::from(1e-5_f32));
+                let expected =
+                    host::group_norm(&stored, shape[1] * shape[2], groups, &w, &b, f64::from(1e-5_f32));
                 let what = format!("group_norm {shape:?} {groups} offset {offset}");
                 let y = ops::group_norm(x.clone(), groups, &weight, &bias, 1e-5, Activation::None);
                 assert_close(y, &expected, 5e-7, &what);
@@ -231,7 +242,8 @@ fn attention_matches_its_definition() {
             let (q, q_values) = random([batch, queries, channels], dtype, 19, 3.0);
             let (k, k_values) = random([batch, keys, channels], dtype, 20, 3.0);
             let (v, v_values) = random([batch, keys, channels], dtype, 21, outlier(dtype));
-            let exact = host::Attention { batch, queries, keys, heads, head_dim, causal: mask == Mask::Causal };
+            let exact =
+                host::Attention { batch, queries, keys, heads, head_dim, causal: mask == Mask::Causal };
             let expected = exact.compute(&q_values, &k_values, &v_values);
             let what = format!("attention {batch}x{queries}x{keys} {heads}x{head_dim} {mask:?}");
             let y = ops::attention(q.clone(), k.clone(), v.clone(), heads, mask);

@@ -11,9 +11,8 @@ pub fn reference(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: M
     let [batch, queries, channels] = q.dims();
     let keys = k.dims()[1];
     let head_dim = channels / heads;
-    let split = |x: Tensor<3>, rows| {
-        x.cast(DType::F32).reshape([batch, rows, heads, head_dim]).permute([0, 2, 1, 3])
-    };
+    let split =
+        |x: Tensor<3>, rows| x.cast(DType::F32).reshape([batch, rows, heads, head_dim]).permute([0, 2, 1, 3]);
     // The scale goes to the queries, so that large scores cannot overflow first.
     let q = split(q, queries) * (head_dim as f32).sqrt().recip();
     let mut scores = q.matmul(split(k, keys).transpose());

@@ -15,8 +15,7 @@ pub fn reference(
     residual: Option<Tensor<4>>,
 ) -> Tensor<4> {
     let [top, bottom, left, right] = conv.padding;
-    let options =
-        ConvOptions::new_with_padding([conv.stride; 2], [(top, bottom), (left, right)], [1; 2], 1);
+    let options = ConvOptions::new_with_padding([conv.stride; 2], [(top, bottom), (left, right)], [1; 2], 1);
     let x = x.permute([0, 3, 1, 2]);
     let weight = weight.clone().permute([0, 3, 1, 2]);
     let y = conv2d(x, weight, bias.cloned(), options).permute([0, 2, 3, 1]);

@@ -14,7 +14,6 @@ pub(crate) mod norm;
 pub(crate) mod pack;
 mod parallel;
 
-
 use std::borrow::Cow;
 
 use burn::backend::{BackendTensor, DispatchDevice, DispatchTensorKind};

@@ -31,12 +31,7 @@ pub(crate) fn sinusoids(
 }
 
 /// The values on `device` in `dtype`.
-pub(crate) fn upload(
-    values: Vec<f32>,
-    shape: [usize; 2],
-    device: &Device,
-    dtype: DType,
-) -> Tensor<2> {
+pub(crate) fn upload(values: Vec<f32>, shape: [usize; 2], device: &Device, dtype: DType) -> Tensor<2> {
     let data = TensorData::new(values, shape).convert_dtype(dtype);
     Tensor::from_data(data, (device, dtype))
 }

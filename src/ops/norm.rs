@@ -32,12 +32,7 @@ pub fn group_norm_reference(
 }
 
 /// Plain burn operations, statistics in f32.
-pub fn layer_norm_reference(
-    x: Tensor<3>,
-    weight: &Tensor<1>,
-    bias: &Tensor<1>,
-    eps: f32,
-) -> Tensor<3> {
+pub fn layer_norm_reference(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f32) -> Tensor<3> {
     let dtype = x.dtype();
     let channels = x.dims()[2];
     let x = x.cast(DType::F32);
@@ -79,12 +74,7 @@ pub(crate) fn group_norm_cpu(
 
 /// Row by row, sums in f64.
 #[cfg(feature = "cpu")]
-pub(crate) fn layer_norm_cpu(
-    x: Tensor<3>,
-    weight: &Tensor<1>,
-    bias: &Tensor<1>,
-    eps: f32,
-) -> Tensor<3> {
+pub(crate) fn layer_norm_cpu(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f32) -> Tensor<3> {
     use super::cpu::{self, Host, norm::layer_norm};
 
     let dtype = x.dtype();

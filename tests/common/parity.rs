@@ -119,11 +119,10 @@ fn request(case: &Value, seed: u64, count: u32) -> Request {
     }
 }
 
-/// The checkpoint `name` with `changes` made to its scheduler config, in a folder of its own.
-pub(crate) fn with_scheduler(name: &str, changes: &Value) -> tempfile::TempDir {
+/// The checkpoint `name` in a folder of its own.
+pub(crate) fn copy(name: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
-    let source = checkpoint(name);
-    for entry in std::fs::read_dir(&source).unwrap() {
+    for entry in std::fs::read_dir(checkpoint(name)).unwrap() {
         let entry = entry.unwrap();
         let target = folder.path().join(entry.file_name());
         if entry.file_type().unwrap().is_file() {
@@ -136,6 +135,12 @@ pub(crate) fn with_scheduler(name: &str, changes: &Value) -> tempfile::TempDir {
             std::fs::copy(file.path(), target.join(file.file_name())).unwrap();
         }
     }
+    folder
+}
+
+/// A copy of the checkpoint `name` with `changes` made to its scheduler config.
+pub(crate) fn with_scheduler(name: &str, changes: &Value) -> tempfile::TempDir {
+    let folder = copy(name);
     let path = folder.path().join("scheduler/scheduler_config.json");
     let mut config: Value = serde_json::from_str(&std::fs::read_to_string(&path).unwrap()).unwrap();
     for (key, value) in changes.as_object().unwrap() {

@@ -23,7 +23,13 @@ impl Exact {
     }
 }
 
-pub(crate) fn linear(x: &[f64], weight: &[f64], bias: Option<&[f64]>, residual: Option<&[f64]>, k: usize) -> Vec<Exact> {
+pub(crate) fn linear(
+    x: &[f64],
+    weight: &[f64],
+    bias: Option<&[f64]>,
+    residual: Option<&[f64]>,
+    k: usize,
+) -> Vec<Exact> {
     let n = weight.len() / k;
     let mut out = vec![Exact::default(); x.len() / k * n];
     for (i, out) in out.iter_mut().enumerate() {
@@ -68,7 +74,8 @@ impl Conv {
                     out.add(*bias);
                     for (ky, kx) in (0..kh).flat_map(|y| (0..kw).map(move |x| (y, x))) {
                         let (y, x_) = (oy * self.stride + ky, ox * self.stride + kx);
-                        let inside = |at: usize, pad: usize, length| at.checked_sub(pad).filter(|at| *at < length);
+                        let inside =
+                            |at: usize, pad: usize, length| at.checked_sub(pad).filter(|at| *at < length);
                         let Some(y) = inside(y, self.padding[0], height) else { continue };
                         let Some(x_) = inside(x_, self.padding[2], width) else { continue };
                         for c in 0..channels {
@@ -85,7 +92,13 @@ impl Conv {
 }
 
 /// Of the elements at `members`, each with its weight and bias.
-fn normalise(x: &[f64], members: &[usize], affine: impl Fn(usize) -> (f64, f64), eps: f64, out: &mut [Exact]) {
+fn normalise(
+    x: &[f64],
+    members: &[usize],
+    affine: impl Fn(usize) -> (f64, f64),
+    eps: f64,
+    out: &mut [Exact],
+) {
     let count = members.len() as f64;
     let mean = members.iter().map(|i| x[*i]).sum::<f64>() / count;
     let variance = members.iter().map(|i| (x[*i] - mean).powi(2)).sum::<f64>() / count;
@@ -98,7 +111,14 @@ fn normalise(x: &[f64], members: &[usize], affine: impl Fn(usize) -> (f64, f64),
     }
 }
 
-pub(crate) fn group_norm(x: &[f64], pixels: usize, groups: usize, weight: &[f64], bias: &[f64], eps: f64) -> Vec<Exact> {
+pub(crate) fn group_norm(
+    x: &[f64],
+    pixels: usize,
+    groups: usize,
+    weight: &[f64],
+    bias: &[f64],
+    eps: f64,
+) -> Vec<Exact> {
     let channels = weight.len();
     let size = channels / groups;
     let mut out = vec![Exact::default(); x.len()];

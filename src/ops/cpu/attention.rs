@@ -86,8 +86,7 @@ impl Attention<'_> {
                 for first in queries.clone().step_by(QUERY_BLOCK) {
                     let block = first..(first + QUERY_BLOCK).min(queries.end);
                     let state = block.start - queries.start..block.end - queries.start;
-                    let running =
-                        Running { maximum: &mut maximum[state.clone()], sum: &mut sum[state] };
+                    let running = Running { maximum: &mut maximum[state.clone()], sum: &mut sum[state] };
                     self.scores(isa, q, block.clone(), keys.len(), packed_k, a, scores);
                     let c = out.pointer(q + block.start * channels);
                     self.softmax(block.clone(), keys.clone(), scores, running, c);
@@ -198,15 +197,7 @@ impl Attention<'_> {
     }
 
     /// `out += scores · v`.
-    fn values(
-        &self,
-        isa: Isa,
-        rows: usize,
-        keys: Range<usize>,
-        scores: &[f32],
-        packed: &[f32],
-        c: *mut f32,
-    ) {
+    fn values(&self, isa: Isa, rows: usize, keys: Range<usize>, scores: &[f32], packed: &[f32], c: *mut f32) {
         for column in (0..self.head_dim).step_by(WIDE) {
             let product = Product {
                 rows,

@@ -16,6 +16,9 @@ const ROW_BLOCK: usize = 96;
 /// Columns of packed `b` held in cache at a time.
 const COLUMN_BLOCK: usize = 512;
 
+/// Elements of `c` that are summed block of k after block of k before the next ones are begun.
+const SUMS: usize = 192 * 1024;
+
 /// The left operand, `[m, k]`.
 pub(crate) trait Rows: Sync {
     /// Writes rows `rows`, columns `k`, into `block`, a row every [`A_STRIDE`] elements.
@@ -114,25 +117,40 @@ impl<A: Rows> Gemm<'_, A> {
             }
             for start in columns.clone().step_by(COLUMN_BLOCK) {
                 let block = start..(start + COLUMN_BLOCK).min(columns.end);
-                for k in self.k_blocks() {
-                    self.pack(isa, block.clone(), k.clone(), b);
-                    let mut rest = rows.clone();
-                    while !rest.is_empty() {
-                        let some = self.next_rows(rest.clone());
-                        rest.start = some.end;
-                        self.a.fill(some.clone(), k.clone(), a);
-                        self.tiles(isa, some, block.clone(), k.clone(), a, b, c);
-                    }
+                // As many rows as keep their part of `c` in cache from one block of k to the next.
+                let height = (SUMS / block.len()).next_multiple_of(ROW_BLOCK);
+                for first in rows.clone().step_by(height) {
+                    self.block(isa, first..(first + height).min(rows.end), block.clone(), [a, b], c);
                 }
             }
         });
+    }
+
+    fn block(
+        &self,
+        isa: Isa,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        [a, b]: [&mut [f32]; 2],
+        c: Shared<'_, f32>,
+    ) {
+        for k in self.k_blocks() {
+            self.pack(isa, columns.clone(), k.clone(), b);
+            let mut rest = rows.clone();
+            while !rest.is_empty() {
+                let some = self.next_rows(rest.clone());
+                rest.start = some.end;
+                self.a.fill(some.clone(), k.clone(), a);
+                self.tiles(isa, some, columns.clone(), k.clone(), a, b, c);
+            }
+        }
     }
 
     /// Equal blocks of at most [`K_BLOCK`].
     fn k_blocks(&self) -> impl Iterator<Item = Range<usize>> {
         let length = self.k;
         let blocks = length.div_ceil(K_BLOCK);
-        let step = length.div_ceil(blocks.max(1)).next_multiple_of(4).min(K_BLOCK).max(1);
+        let step = length.div_ceil(blocks.max(1)).next_multiple_of(4).clamp(1, K_BLOCK);
         (0..length).step_by(step).map(move |start| start..(start + step).min(length))
     }
 

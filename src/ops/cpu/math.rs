@@ -6,13 +6,19 @@ pub(crate) fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
+/// [`fma`] in f64.
+#[inline(always)]
+pub(crate) fn fma64<const FMA: bool>(a: f64, b: f64, c: f64) -> f64 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
 /// `exp(x)`, within 2 units in the last place; 0 below -87.3, saturating at `exp(88.3)`; NaN stays NaN.
 ///
 /// `x = n ln 2 + r` with `|r| <= ln 2 / 2`; `exp(r)` by its Taylor polynomial of degree 7 (truncation 6e-9),
 /// `2^n` through the exponent bits. `ln 2` in two parts, the first with trailing zeros so that `n` times it is exact.
 #[inline(always)]
 pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
-    const LN2_HIGH: f32 = 0.693_359_375;
+    const LN2_HIGH: f32 = 355.0 / 512.0;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     /// 1.5 * 2^23: adding it rounds to an integer, kept in the low bits.
     const ROUND: f32 = 12_582_912.0;
@@ -45,10 +51,16 @@ pub(crate) fn swish<const FMA: bool>(x: f32, slope: f32) -> f32 {
 #[inline(always)]
 pub(crate) fn erf<const FMA: bool>(x: f32) -> f32 {
     const EDGE: f32 = 3.92;
-    const P: [f32; 6] =
-        [1.128_379_1, 0.190_407_35, 0.052_748_844, 0.003_765_656, 0.000_284_883_72, 0.000_002_050_081_8];
-    const Q: [f32; 6] =
-        [1.0, 0.502_076_86, 0.114_109_486, 0.014_969_295, 0.001_162_545_2, 0.000_038_091_712];
+    // The fit's constant term rounds to the series' own.
+    const P: [f32; 6] = [
+        std::f32::consts::FRAC_2_SQRT_PI,
+        0.190_407_35,
+        0.052_748_844,
+        0.003_765_656,
+        0.000_284_883_72,
+        0.000_002_050_081_8,
+    ];
+    const Q: [f32; 6] = [1.0, 0.502_076_86, 0.114_109_49, 0.014_969_295, 0.001_162_545_2, 0.000_038_091_71];
     let t = x * x;
     let mut p = fma::<FMA>(P[5], t, P[4]);
     let mut q = fma::<FMA>(Q[5], t, Q[4]);

@@ -2,7 +2,7 @@
 //! cancellation that f32 could see.
 
 use super::isa::multiversion;
-use super::math::{fma, swish};
+use super::math::{fma, fma64, swish};
 use super::parallel::{self, Shared};
 
 /// Multiply-adds that normalising one element costs, for the decision to use threads.
@@ -90,7 +90,7 @@ multiversion! {
                     for lane in 0..16 {
                         let value = f64::from(values[lane]);
                         sum[lane] += value;
-                        squares[lane] = if FMA { value.mul_add(value, squares[lane]) } else { squares[lane] + value * value };
+                        squares[lane] = fma64::<FMA>(value, value, squares[lane]);
                     }
                 }
             } else {
@@ -98,7 +98,7 @@ multiversion! {
                     for (lane, value) in row[first..first + lanes].iter().enumerate() {
                         let value = f64::from(*value);
                         sum[lane] += value;
-                        squares[lane] = if FMA { value.mul_add(value, squares[lane]) } else { squares[lane] + value * value };
+                        squares[lane] = fma64::<FMA>(value, value, squares[lane]);
                     }
                 }
             }
@@ -160,13 +160,13 @@ multiversion! {
                 for lane in 0..16 {
                     let value = f64::from(chunk[lane]);
                     sums[lane] += value;
-                    squares[lane] = if FMA { value.mul_add(value, squares[lane]) } else { squares[lane] + value * value };
+                    squares[lane] = fma64::<FMA>(value, value, squares[lane]);
                 }
             }
             for (lane, value) in tail.iter().enumerate() {
                 let value = f64::from(*value);
                 sums[lane] += value;
-                squares[lane] = if FMA { value.mul_add(value, squares[lane]) } else { squares[lane] + value * value };
+                squares[lane] = fma64::<FMA>(value, value, squares[lane]);
             }
             let count = channels as f64;
             let mean = sums.iter().sum::<f64>() / count;

@@ -91,12 +91,7 @@ impl<'a, T> Shared<'a, T> {
 
 /// Cuts `out` into parts of a multiple of `unit` elements and fills them, in parallel where `work` (in
 /// multiply-adds) pays for it. `fill` gets the part's first element and the part.
-pub(crate) fn fill<T: Send>(
-    out: &mut [T],
-    unit: usize,
-    work: usize,
-    fill: impl Fn(usize, &mut [T]) + Sync,
-) {
+pub(crate) fn fill<T: Send>(out: &mut [T], unit: usize, work: usize, fill: impl Fn(usize, &mut [T]) + Sync) {
     let length = out.len();
     let parts = tasks(work).min(length.div_ceil(unit.max(1))).max(1);
     if parts == 1 {

@@ -64,7 +64,8 @@ fn sd15(folder: &str, options: LoadOptions) {
 }
 
 fn main() {
-    let options = LoadOptions { device: DeviceChoice::Cpu, precision: Precision::F32, ..LoadOptions::default() };
+    let options =
+        LoadOptions { device: DeviceChoice::Cpu, precision: Precision::F32, ..LoadOptions::default() };
     let weights = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights");
     let pipeline = Pipeline::load(weights, options.clone()).unwrap();
     let request = Request {

@@ -24,9 +24,9 @@ impl MidBlock {
         let style = config.style();
         let resnet =
             |i: usize| ResnetBlock::load(weights, &format!("{name}.resnets.{i}"), channels, channels, &style);
-        let attention = config
-            .mid_block_add_attention
-            .then(|| MapAttention::load(weights, &format!("{name}.attentions.0"), channels, config.groups, EPS));
+        let attention = config.mid_block_add_attention.then(|| {
+            MapAttention::load(weights, &format!("{name}.attentions.0"), channels, config.groups, EPS)
+        });
         Ok(Self { resnet_in: resnet(0)?, attention: attention.transpose()?, resnet_out: resnet(1)? })
     }
 
@@ -58,11 +58,18 @@ impl Encoder {
             let name = format!("encoder.down_blocks.{index}");
             let mut resnets = Vec::with_capacity(config.layers);
             for i in 0..config.layers {
-                resnets.push(ResnetBlock::load(weights, &format!("{name}.resnets.{i}"), channels, outputs, &style)?);
+                resnets.push(ResnetBlock::load(
+                    weights,
+                    &format!("{name}.resnets.{i}"),
+                    channels,
+                    outputs,
+                    &style,
+                )?);
                 channels = outputs;
             }
             let last = index + 1 == config.channels.len();
-            let down = (!last).then(|| Downsample::load(weights, &format!("{name}.downsamplers.0"), outputs, 0));
+            let down =
+                (!last).then(|| Downsample::load(weights, &format!("{name}.downsamplers.0"), outputs, 0));
             levels.push((resnets, down.transpose()?));
         }
         Ok(Self {
@@ -109,7 +116,13 @@ impl Decoder {
             let name = format!("decoder.up_blocks.{index}");
             let mut resnets = Vec::with_capacity(config.layers + 1);
             for i in 0..=config.layers {
-                resnets.push(ResnetBlock::load(weights, &format!("{name}.resnets.{i}"), channels, outputs, &style)?);
+                resnets.push(ResnetBlock::load(
+                    weights,
+                    &format!("{name}.resnets.{i}"),
+                    channels,
+                    outputs,
+                    &style,
+                )?);
                 channels = outputs;
             }
             let last = index + 1 == config.channels.len();

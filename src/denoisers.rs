@@ -26,7 +26,12 @@ impl Denoiser {
     /// * `timesteps`: `[batch]`, one value a row: the rows of one batch may sit at different steps
     ///
     /// Returns `[batch, channels, height, width]` in the dtype of the weights.
-    pub(crate) fn forward(&self, latents: Tensor<4>, timesteps: &[f32], conditioning: &Conditioning) -> Tensor<4> {
+    pub(crate) fn forward(
+        &self,
+        latents: Tensor<4>,
+        timesteps: &[f32],
+        conditioning: &Conditioning,
+    ) -> Tensor<4> {
         match self {
             Self::UNet(unet) => unet.forward(latents, timesteps, &conditioning.context),
         }

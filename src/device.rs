@@ -160,6 +160,12 @@ impl Target {
         Ok(Self { device, kind, name, dtype })
     }
 
+    /// Runs work that computes: on the CPU within the thread pool, where the kernels' parallel parts start
+    /// without waking anyone; elsewhere on the calling thread, which owns a stream of the device.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        if self.kind == DeviceKind::Cpu { rayon::scope(|_| work()) } else { work() }
+    }
+
     pub(crate) fn precision(&self) -> Precision {
         match self.dtype {
             DType::F16 => Precision::F16,
@@ -171,9 +177,16 @@ impl Target {
 
 type Found = (BurnDevice, DeviceKind, String);
 
-fn dtype(device: &BurnDevice, kind: DeviceKind, name: &str, precision: Precision) -> Result<DType, DeviceError> {
+fn dtype(
+    device: &BurnDevice,
+    kind: DeviceKind,
+    name: &str,
+    precision: Precision,
+) -> Result<DType, DeviceError> {
     let wanted = match precision {
-        Precision::Auto if matches!(kind, DeviceKind::Cpu | DeviceKind::WgpuSoftware) => return Ok(DType::F32),
+        Precision::Auto if matches!(kind, DeviceKind::Cpu | DeviceKind::WgpuSoftware) => {
+            return Ok(DType::F32);
+        }
         Precision::Auto if device.supports_dtype(DType::F16) => return Ok(DType::F16),
         Precision::Auto | Precision::F32 => return Ok(DType::F32),
         Precision::F16 => DType::F16,

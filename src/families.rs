@@ -76,5 +76,10 @@ pub(crate) fn load(files: &Files, target: &Target) -> Result<(&'static Family, M
 
 /// A value that no family can follow.
 fn unsupported(file: String, key: &str, expected: impl Into<String>, found: impl ToString) -> ConfigError {
-    ConfigError::Unsupported { file, key: key.to_owned(), expected: expected.into(), found: found.to_string() }
+    ConfigError::Unsupported {
+        file,
+        key: key.to_owned(),
+        expected: expected.into(),
+        found: found.to_string(),
+    }
 }

@@ -16,9 +16,11 @@ impl GuidancePlan {
     /// `None` where the prompt alone steers (a scale up to 1, as in diffusers).
     pub(crate) fn new(guidance: &Guidance) -> Option<Self> {
         match guidance {
-            Guidance::ClassifierFree { scale, rescale, interval, .. } if *scale > 1.0 => {
-                Some(Self { scale: *scale, rescale: *rescale, interval: (*interval.start(), *interval.end()) })
-            }
+            Guidance::ClassifierFree { scale, rescale, interval, .. } if *scale > 1.0 => Some(Self {
+                scale: *scale,
+                rescale: *rescale,
+                interval: (*interval.start(), *interval.end()),
+            }),
             _ => None,
         }
     }

@@ -63,7 +63,12 @@ impl Linear {
         Ok(Self { weight, bias })
     }
 
-    pub(crate) fn load_without_bias(weights: &Weights, name: &str, inputs: usize, outputs: usize) -> Load<Self> {
+    pub(crate) fn load_without_bias(
+        weights: &Weights,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+    ) -> Load<Self> {
         let weight = weights.take(&format!("{name}.weight"), [outputs, inputs])?;
         Ok(Self { weight, bias: None })
     }
@@ -103,7 +108,13 @@ pub(crate) struct Conv2d {
 
 impl Conv2d {
     /// Padded evenly so that stride 1 keeps the size.
-    pub(crate) fn load(weights: &Weights, name: &str, inputs: usize, outputs: usize, kernel: usize) -> Load<Self> {
+    pub(crate) fn load(
+        weights: &Weights,
+        name: &str,
+        inputs: usize,
+        outputs: usize,
+        kernel: usize,
+    ) -> Load<Self> {
         let shape = ops::Conv2d { stride: 1, padding: [kernel / 2; 4] };
         Self::load_shaped(weights, name, inputs, outputs, kernel, shape)
     }
@@ -145,7 +156,13 @@ pub(crate) struct GroupNorm {
 }
 
 impl GroupNorm {
-    pub(crate) fn load(weights: &Weights, name: &str, channels: usize, groups: usize, eps: f32) -> Load<Self> {
+    pub(crate) fn load(
+        weights: &Weights,
+        name: &str,
+        channels: usize,
+        groups: usize,
+        eps: f32,
+    ) -> Load<Self> {
         let weight = weights.take(&format!("{name}.weight"), [channels])?;
         let bias = weights.take(&format!("{name}.bias"), [channels])?;
         Ok(Self { groups, eps, weight, bias })

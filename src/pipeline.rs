@@ -236,8 +236,10 @@ pub(crate) fn upload<const D: usize>(values: Vec<f32>, shape: [usize; D], device
 
 /// A tensor's values in f32; failed launches surface here.
 pub(crate) fn download<const D: usize>(tensor: Tensor<D>, stage: Stage) -> Result<Vec<f32>> {
-    let data = tensor.cast(DType::F32).try_into_data().map_err(|error| DeviceError::execution(stage, &error))?;
-    data.try_into_vec::<f32>().map_err(|error| DeviceError::Failed { stage, reason: format!("{error:?}") }.into())
+    let data =
+        tensor.cast(DType::F32).try_into_data().map_err(|error| DeviceError::execution(stage, &error))?;
+    data.try_into_vec::<f32>()
+        .map_err(|error| DeviceError::Failed { stage, reason: format!("{error:?}") }.into())
 }
 
 /// Refuses NaN and infinite values by stage.

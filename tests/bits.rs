@@ -86,15 +86,23 @@ proptest! {
 fn four_pictures_of_one_request_are_those_of_four_requests() {
     let pipeline = load_cpu("sd15");
     for sampler in [Sampler::EulerAncestral, Sampler::DpmPlusPlus2MSde, Sampler::Lcm, Sampler::Pndm] {
-        let request =
-            Request { sampler: Some(sampler), steps: Some(4), seed: u64::MAX - 1, keep_raw: true, ..Request::new("a fox") };
+        let request = Request {
+            sampler: Some(sampler),
+            steps: Some(4),
+            seed: u64::MAX - 1,
+            keep_raw: true,
+            ..Request::new("a fox")
+        };
         let four = pipeline.generate(&Request { count: Some(4), ..request.clone() }).unwrap();
         let single = |seed| pipeline.generate(&Request { seed, ..request.clone() }).unwrap();
         // Seeds count up and wrap.
         let seeds = [u64::MAX - 1, u64::MAX, 0, 1];
         assert_eq!(four.images.iter().map(|picture| picture.seed).collect::<Vec<_>>(), seeds);
-        let latents: Vec<f32> = seeds.into_iter().flat_map(|seed| single(seed).raw.unwrap().latents).collect();
-        assert!(four.raw.as_ref().unwrap().latents.iter().zip(&latents).all(|(a, b)| a.to_bits() == b.to_bits()));
+        let latents: Vec<f32> =
+            seeds.into_iter().flat_map(|seed| single(seed).raw.unwrap().latents).collect();
+        assert!(
+            four.raw.as_ref().unwrap().latents.iter().zip(&latents).all(|(a, b)| a.to_bits() == b.to_bits())
+        );
         for (picture, seed) in four.images.iter().zip(seeds) {
             assert_eq!(picture.pixels, single(seed).images[0].pixels, "{sampler} {seed}");
         }

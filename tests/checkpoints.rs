@@ -35,13 +35,15 @@ fn set(folder: &Path, file: &str, key: &str, value: Value) {
 fn a_missing_folder_part_or_file_is_named() {
     let error = load(Path::new("/no/such/folder")).unwrap_err();
     assert!(matches!(error, Error::Files(FilesError::NoFolder { .. })), "{error:?}");
-    for file in ["model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"] {
+    for file in ["model_index.json", "unet/config.json", "vae/config.json", "scheduler/scheduler_config.json"]
+    {
         let error = damaged(|folder| fs::remove_file(folder.join(file)).unwrap());
         assert!(error.to_string().contains(file), "{error}");
     }
     let error = damaged(|folder| fs::remove_dir_all(folder.join("text_encoder")).unwrap());
     assert!(error.to_string().contains("text_encoder"), "{error}");
-    let error = damaged(|folder| fs::remove_file(folder.join("unet/diffusion_pytorch_model.safetensors")).unwrap());
+    let error =
+        damaged(|folder| fs::remove_file(folder.join("unet/diffusion_pytorch_model.safetensors")).unwrap());
     assert!(matches!(error, Error::Weights(_)), "{error:?}");
 }
 
@@ -51,7 +53,11 @@ fn an_unsupported_config_value_is_refused_by_name() {
         ("unet/config.json", "class_embed_type", json!("timestep")),
         ("unet/config.json", "act_fn", json!("gelu")),
         ("unet/config.json", "mid_block_type", Value::Null),
-        ("unet/config.json", "down_block_types", json!(["AttnDownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D"])),
+        (
+            "unet/config.json",
+            "down_block_types",
+            json!(["AttnDownBlock2D", "DownBlock2D", "DownBlock2D", "DownBlock2D"]),
+        ),
         ("unet/config.json", "time_cond_proj_dim", json!(256)),
         ("unet/config.json", "block_out_channels", json!([])),
         ("unet/config.json", "norm_num_groups", json!(0)),
@@ -95,7 +101,10 @@ fn a_config_that_asks_for_other_weights_is_refused_by_key() {
     let error = damaged(|folder| set(folder, "unet/config.json", "layers_per_block", json!(3)));
     assert!(matches!(error, Error::Weights(WeightsError::Missing { .. })), "{error:?}");
     let error = damaged(|folder| set(folder, "unet/config.json", "layers_per_block", json!(1)));
-    assert!(matches!(error, Error::Weights(WeightsError::Shape { .. } | WeightsError::Unused { .. })), "{error:?}");
+    assert!(
+        matches!(error, Error::Weights(WeightsError::Shape { .. } | WeightsError::Unused { .. })),
+        "{error:?}"
+    );
     let error = damaged(|folder| set(folder, "vae/config.json", "mid_block_add_attention", json!(false)));
     assert!(matches!(error, Error::Weights(WeightsError::Unused { .. })), "{error:?}");
 }
@@ -115,7 +124,8 @@ fn weights_that_are_not_finite_are_refused_by_key() {
 #[test]
 fn latents_that_overflow_name_the_stage() {
     let pipeline = load(&checkpoint("sd15")).unwrap();
-    let request = Request { steps: Some(3), guidance: Some(Guidance::classifier_free(3e38)), ..Request::new("a fox") };
+    let request =
+        Request { steps: Some(3), guidance: Some(Guidance::classifier_free(3e38)), ..Request::new("a fox") };
     let error = pipeline.generate(&request).unwrap_err();
     assert!(matches!(error, Error::NonFinite { stage: Stage::Denoise, .. }), "{error:?}");
     assert!(pipeline.generate(&Request { guidance: None, ..request }).is_ok());

@@ -6,9 +6,28 @@ use std::path::{Path, PathBuf};
 
 /// For each top-level module, what it may use: the arrows of the crate's design.
 const ARROWS: &[(&str, &[&str])] = &[
-    ("pipeline", &["families", "job", "denoisers", "autoencoder", "guidance", "samplers", "text", "weights", "image", "request", "device", "error"]),
+    (
+        "pipeline",
+        &[
+            "families",
+            "job",
+            "denoisers",
+            "autoencoder",
+            "guidance",
+            "samplers",
+            "text",
+            "weights",
+            "image",
+            "request",
+            "device",
+            "error",
+        ],
+    ),
     ("job", &["samplers", "guidance", "request", "pipeline"]),
-    ("families", &["text", "denoisers", "autoencoder", "samplers", "weights", "nn", "device", "request", "error"]),
+    (
+        "families",
+        &["text", "denoisers", "autoencoder", "samplers", "weights", "nn", "device", "request", "error"],
+    ),
     ("text", &["nn", "ops", "weights", "request", "error"]),
     ("denoisers", &["nn", "ops", "weights"]),
     ("autoencoder", &["nn", "ops", "weights"]),
@@ -43,7 +62,10 @@ fn module(source: &Path, root: &Path) -> String {
 
 /// Modules named in `crate::name` paths; `crate::Result` and the like are the error module's.
 fn used(source: &str) -> Vec<String> {
-    let paths = source.lines().filter(|line| !line.trim_start().starts_with("//")).flat_map(|line| line.split("crate::").skip(1));
+    let paths = source
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .flat_map(|line| line.split("crate::").skip(1));
     paths
         .map(|rest| rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect::<String>())
         .filter(|name| name.chars().next().is_some_and(char::is_lowercase))

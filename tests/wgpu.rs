@@ -51,7 +51,10 @@ fn a_precision_that_the_adapter_lacks_is_refused() {
     match Pipeline::load(checkpoint("sd15"), options(DeviceChoice::Wgpu, Precision::Bf16)) {
         Ok(pipeline) => assert_eq!(pipeline.precision(), Precision::Bf16),
         Err(error) => {
-            assert!(matches!(error, Error::Device(aquatint::device::DeviceError::Precision { .. })), "{error}");
+            assert!(
+                matches!(error, Error::Device(aquatint::device::DeviceError::Precision { .. })),
+                "{error}"
+            );
         }
     }
 }
@@ -82,10 +85,17 @@ fn an_application_can_hand_over_its_wgpu_device() {
     use burn::tensor::{Device, DeviceKind};
 
     // Stands for the application: a device of its own, whose handles burn then shares.
-    let kinds = [DeviceKind::DiscreteGpu(0), DeviceKind::IntegratedGpu(0), DeviceKind::VirtualGpu(0), DeviceKind::Cpu];
+    let kinds = [
+        DeviceKind::DiscreteGpu(0),
+        DeviceKind::IntegratedGpu(0),
+        DeviceKind::VirtualGpu(0),
+        DeviceKind::Cpu,
+    ];
     let setup = kinds
         .into_iter()
-        .find_map(|kind| Device::wgpu_options().device_kind(kind).graphics_api(WgpuBackend::Vulkan).init_with_setup().ok())
+        .find_map(|kind| {
+            Device::wgpu_options().device_kind(kind).graphics_api(WgpuBackend::Vulkan).init_with_setup().ok()
+        })
         .map(|(_, setup)| setup)
         .unwrap();
     let device = Device::wgpu_options().setup(setup).init().unwrap();
@@ -97,7 +107,9 @@ fn an_application_can_hand_over_its_wgpu_device() {
 
 /// Why wgpu cannot be tested here, or nothing.
 fn reason() -> Option<String> {
-    Pipeline::load(checkpoint("sd15"), options(DeviceChoice::Wgpu, Precision::F32)).err().map(|error| error.to_string())
+    Pipeline::load(checkpoint("sd15"), options(DeviceChoice::Wgpu, Precision::F32))
+        .err()
+        .map(|error| error.to_string())
 }
 
 fn main() {

@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use aquatint::{
-    DeviceChoice, Generation, Guidance, LoadOptions, Pipeline, Precision, Raw, Request, Sampler, SigmaSchedule,
+    DeviceChoice, Generation, Guidance, LoadOptions, Pipeline, Precision, Raw, Request, Sampler,
+    SigmaSchedule,
 };
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -180,7 +181,8 @@ fn numbered(out: &Path, index: usize) -> PathBuf {
         return out.to_owned();
     }
     let stem = out.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = out.extension().map_or(String::new(), |extension| format!(".{}", extension.to_string_lossy()));
+    let extension =
+        out.extension().map_or(String::new(), |extension| format!(".{}", extension.to_string_lossy()));
     out.with_file_name(format!("{stem}-{index}{extension}"))
 }
 

@@ -19,12 +19,19 @@ struct DownBlock {
 }
 
 impl DownBlock {
-    fn load(weights: &Weights, config: &UNetConfig, index: usize, level: &Level, inputs: usize) -> Load<Self> {
+    fn load(
+        weights: &Weights,
+        config: &UNetConfig,
+        index: usize,
+        level: &Level,
+        inputs: usize,
+    ) -> Load<Self> {
         let name = format!("down_blocks.{index}");
         let style = config.style();
         let layer = |i: usize| {
             let inputs = if i == 0 { inputs } else { level.channels };
-            let resnet = ResnetBlock::load(weights, &format!("{name}.resnets.{i}"), inputs, level.channels, &style)?;
+            let resnet =
+                ResnetBlock::load(weights, &format!("{name}.resnets.{i}"), inputs, level.channels, &style)?;
             let transformer = level.down_attention.then(|| {
                 Transformer::load(weights, &format!("{name}.attentions.{i}"), &config.transformer(level))
             });
@@ -32,7 +39,12 @@ impl DownBlock {
         };
         let last = index + 1 == config.levels.len();
         let downsample = (!last).then(|| {
-            Downsample::load(weights, &format!("{name}.downsamplers.0"), level.channels, config.downsample_padding)
+            Downsample::load(
+                weights,
+                &format!("{name}.downsamplers.0"),
+                level.channels,
+                config.downsample_padding,
+            )
         });
         Ok(Self {
             layers: (0..level.layers).map(layer).collect::<Load<_>>()?,
@@ -40,7 +52,13 @@ impl DownBlock {
         })
     }
 
-    fn forward(&self, mut x: Tensor<4>, time: &Tensor<3>, context: &Tensor<3>, skips: &mut Vec<Tensor<4>>) -> Tensor<4> {
+    fn forward(
+        &self,
+        mut x: Tensor<4>,
+        time: &Tensor<3>,
+        context: &Tensor<3>,
+        skips: &mut Vec<Tensor<4>>,
+    ) -> Tensor<4> {
         for (resnet, transformer) in &self.layers {
             x = resnet.forward(x, Some(time));
             if let Some(transformer) = transformer {
@@ -67,7 +85,13 @@ impl MidBlock {
     fn load(weights: &Weights, config: &UNetConfig, level: &Level) -> Load<Self> {
         let style = config.style();
         let resnet = |i: usize| {
-            ResnetBlock::load(weights, &format!("mid_block.resnets.{i}"), level.channels, level.channels, &style)
+            ResnetBlock::load(
+                weights,
+                &format!("mid_block.resnets.{i}"),
+                level.channels,
+                level.channels,
+                &style,
+            )
         };
         Ok(Self {
             resnet_in: resnet(0)?,
@@ -106,7 +130,8 @@ impl UpBlock {
         for i in 0..=level.layers {
             let before = if i == 0 { inputs } else { level.channels };
             let inputs = before + skips.pop().unwrap_or_default();
-            let resnet = ResnetBlock::load(weights, &format!("{name}.resnets.{i}"), inputs, level.channels, &style)?;
+            let resnet =
+                ResnetBlock::load(weights, &format!("{name}.resnets.{i}"), inputs, level.channels, &style)?;
             let transformer = level.up_attention.then(|| {
                 Transformer::load(weights, &format!("{name}.attentions.{i}"), &config.transformer(level))
             });
@@ -118,7 +143,13 @@ impl UpBlock {
         Ok(Self { layers, upsample: upsample.transpose()? })
     }
 
-    fn forward(&self, mut x: Tensor<4>, time: &Tensor<3>, context: &Tensor<3>, skips: &mut Vec<Tensor<4>>) -> Tensor<4> {
+    fn forward(
+        &self,
+        mut x: Tensor<4>,
+        time: &Tensor<3>,
+        context: &Tensor<3>,
+        skips: &mut Vec<Tensor<4>>,
+    ) -> Tensor<4> {
         for (resnet, transformer) in &self.layers {
             if let Some(skip) = skips.pop() {
                 x = Tensor::cat(vec![x, skip], 3);

@@ -18,8 +18,11 @@ use crate::text::clip::{ClipConfig, ClipTextModel};
 use crate::text::tokenizer::Tokenizer;
 use crate::weights::{ConfigError, ConfigReader, Files, KeyMap, NON_WEIGHTS, OLD_ATTENTION, WeightStore};
 
-pub(crate) const FAMILY: Family =
-    Family { name: "Stable Diffusion", classes: &["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"], load };
+pub(crate) const FAMILY: Family = Family {
+    name: "Stable Diffusion",
+    classes: &["StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline"],
+    load,
+};
 
 const INDEX: &str = "model_index.json";
 const TEXT_CONFIG: &str = "text_encoder/config.json";
@@ -46,7 +49,9 @@ fn load(files: &Files, index: &Value, target: &Target) -> Result<Model> {
     let vae = AutoencoderConfig::read(reader(files, VAE_CONFIG)?)?;
     if unet.context != clip.hidden_size {
         let expected = format!("the text encoder's hidden_size {}", clip.hidden_size);
-        return Err(unsupported(files.name(UNET_CONFIG), "cross_attention_dim", expected, unet.context).into());
+        return Err(
+            unsupported(files.name(UNET_CONFIG), "cross_attention_dim", expected, unet.context).into()
+        );
     }
     if unet.in_channels != vae.latent_channels {
         let expected = format!("the autoencoder's latent_channels {}", vae.latent_channels);
@@ -56,7 +61,8 @@ fn load(files: &Files, index: &Value, target: &Target) -> Result<Model> {
     let tokenizer = Tokenizer::load(files, "tokenizer")?;
 
     let Target { device, dtype, .. } = target;
-    let text = Weights::new(open(files, "text_encoder", "model", TEXT_KEYS, NON_WEIGHTS)?.load(device, *dtype)?);
+    let text =
+        Weights::new(open(files, "text_encoder", "model", TEXT_KEYS, NON_WEIGHTS)?.load(device, *dtype)?);
     let text_model = ClipTextModel::load(&text, clip)?;
     check_tokenizer(files, &tokenizer, &text_model)?;
     let text_stats = finish(text)?;
@@ -144,7 +150,8 @@ fn finish(weights: Weights) -> Result<(String, u64)> {
 fn check_index(files: &Files, index: &Value) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     for (part, classes) in PARTS {
-        let class = index.get(part).and_then(|entry| entry.get(1)).and_then(Value::as_str).unwrap_or("nothing");
+        let class =
+            index.get(part).and_then(|entry| entry.get(1)).and_then(Value::as_str).unwrap_or("nothing");
         if !classes.contains(&class) {
             return Err(unsupported(files.name(INDEX), part, classes.join(" or "), class).into());
         }

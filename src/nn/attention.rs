@@ -28,7 +28,8 @@ impl Attention {
 
     /// `residual + attention(x, context)`.
     fn forward(&self, x: Tensor<3>, context: Tensor<3>, residual: Tensor<3>) -> Tensor<3> {
-        let (q, k, v) = (self.to_q.forward(x), self.to_k.forward(context.clone()), self.to_v.forward(context));
+        let (q, k, v) =
+            (self.to_q.forward(x), self.to_k.forward(context.clone()), self.to_v.forward(context));
         self.to_out.forward_add(ops::attention(q, k, v, self.heads, Mask::None), residual)
     }
 }
@@ -41,7 +42,13 @@ pub(crate) struct MapAttention {
 }
 
 impl MapAttention {
-    pub(crate) fn load(weights: &Weights, name: &str, channels: usize, groups: usize, eps: f32) -> Load<Self> {
+    pub(crate) fn load(
+        weights: &Weights,
+        name: &str,
+        channels: usize,
+        groups: usize,
+        eps: f32,
+    ) -> Load<Self> {
         let linear = |part: &str| Linear::load_either(weights, &format!("{name}.{part}"), channels, channels);
         Ok(Self {
             group_norm: GroupNorm::load(weights, &format!("{name}.group_norm"), channels, groups, eps)?,

@@ -56,7 +56,9 @@ impl ResnetBlock {
         let hidden = self.norm1.forward(x.clone(), Activation::Silu);
         let hidden = match (&self.time_emb_proj, time) {
             // One vector a picture, added to its every pixel.
-            (Some(proj), Some(time)) => self.conv1.forward_add(hidden, proj.forward(time.clone()).unsqueeze_dim(1)),
+            (Some(proj), Some(time)) => {
+                self.conv1.forward_add(hidden, proj.forward(time.clone()).unsqueeze_dim(1))
+            }
             _ => self.conv1.forward(hidden),
         };
         let hidden = self.norm2.forward(hidden, Activation::Silu);

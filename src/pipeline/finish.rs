@@ -64,7 +64,10 @@ impl Pipeline {
     /// pipeline's; [`Error::NonFinite`] names the stage that overflowed; [`Error::Device`].
     pub fn finish(&self, job: Job) -> Result<Generation> {
         if job.model != self.0.digest {
-            return Err(Error::ForeignJob { expected: self.0.digest.to_string(), found: job.model.to_string() });
+            return Err(Error::ForeignJob {
+                expected: self.0.digest.to_string(),
+                found: job.model.to_string(),
+            });
         }
         if !job.is_done() {
             return Err(Error::Unfinished { done: job.step(), total: job.total() });
@@ -72,7 +75,7 @@ impl Pipeline {
         let begun = Instant::now();
         let (mut images, mut latents, mut units) = (Vec::new(), Vec::new(), Vec::new());
         for row in &job.rows {
-            let decoded = guard(Stage::Decode, || self.decode(row))?;
+            let decoded = self.0.target.run(|| guard(Stage::Decode, || self.decode(row)))?;
             images.push(Picture {
                 pixels: from_unit(job.width, job.height, &decoded.unit),
                 seed: row.seed,
@@ -150,7 +153,9 @@ impl Pipeline {
         if let Input::Image { strength, .. } = &request.input {
             set("strength", json!(strength));
         }
-        if let Some(Guidance::ClassifierFree { scale, negative_prompt, rescale, interval }) = &request.guidance {
+        if let Some(Guidance::ClassifierFree { scale, negative_prompt, rescale, interval }) =
+            &request.guidance
+        {
             set("guidance_scale", json!(scale));
             set("negative_prompt", json!(negative_prompt));
             set("guidance_rescale", json!(rescale));

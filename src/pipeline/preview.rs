@@ -56,7 +56,8 @@ impl Pipeline {
         const LATENTS: usize = 8;
         let autoencoder = &self.0.model.autoencoder;
         let side = LATENTS * autoencoder.config().factor();
-        let pixels = COLOURS.iter().flatten().flat_map(|value| std::iter::repeat_n(*value, side * side)).collect();
+        let pixels =
+            COLOURS.iter().flatten().flat_map(|value| std::iter::repeat_n(*value, side * side)).collect();
         let posterior = autoencoder.encode(upload(pixels, [COLOURS.len(), 3, side, side], self.device()));
         let channels = autoencoder.config().latent_channels;
         let scale = f64::from(autoencoder.config().scaling_factor);
@@ -65,9 +66,13 @@ impl Pipeline {
             .chunks_exact(LATENTS * LATENTS)
             .map(|map| map.iter().map(|value| f64::from(*value)).sum::<f64>() / map.len() as f64 * scale)
             .collect();
-        let rows: Vec<Vec<f64>> =
-            means.chunks_exact(channels).map(|latent| latent.iter().copied().chain([1.0]).collect()).collect();
-        Ok(LatentColours((0..3).map(|channel| solve(&rows, &COLOURS.map(|colour| f64::from(colour[channel])))).collect()))
+        let rows: Vec<Vec<f64>> = means
+            .chunks_exact(channels)
+            .map(|latent| latent.iter().copied().chain([1.0]).collect())
+            .collect();
+        Ok(LatentColours(
+            (0..3).map(|channel| solve(&rows, &COLOURS.map(|colour| f64::from(colour[channel])))).collect(),
+        ))
     }
 }
 
@@ -78,7 +83,8 @@ impl LatentColours {
             .flat_map(|pixel| {
                 self.0.iter().map(move |factors| {
                     let channels = latents.iter().skip(pixel).step_by(area).map(|value| f64::from(*value));
-                    let signed: f64 = channels.chain([1.0]).zip(factors).map(|(value, factor)| value * factor).sum();
+                    let signed: f64 =
+                        channels.chain([1.0]).zip(factors).map(|(value, factor)| value * factor).sum();
                     (signed * 0.5 + 0.5).clamp(0.0, 1.0) as f32
                 })
             })
@@ -117,7 +123,8 @@ mod tests {
 
     #[test]
     fn a_linear_relation_is_found_again() {
-        let rows: Vec<Vec<f64>> = (0..50).map(|i| vec![f64::from(i % 7) * 10.0, f64::from(i % 5) * 10.0, 1.0]).collect();
+        let rows: Vec<Vec<f64>> =
+            (0..50).map(|i| vec![f64::from(i % 7) * 10.0, f64::from(i % 5) * 10.0, 1.0]).collect();
         let wanted: Vec<f64> = rows.iter().map(|row| 2.0 * row[0] - 0.5 * row[1]).collect();
         let found = solve(&rows, &wanted);
         assert!((found[0] - 2.0).abs() < 0.01 && (found[1] + 0.5).abs() < 0.01, "{found:?}");

@@ -39,7 +39,8 @@ impl Pipeline {
         let plan = Plan::new(scheduler, request.sampler, request.sigmas, steps, strength)?;
         let guidance = request.guidance.as_ref().unwrap_or(&self.0.model.defaults.guidance).clone();
         self.check_memory(request, width, height, &guidance)?;
-        guard(Stage::EncodeText, || self.encode(request, plan, &guidance, width, height))
+        let target = &self.0.target;
+        target.run(|| guard(Stage::EncodeText, || self.encode(request, plan, &guidance, width, height)))
     }
 
     fn size(&self, request: &Request) -> Result<(u32, u32), RequestError> {
@@ -48,13 +49,15 @@ impl Pipeline {
         // diffusers floors a picture's own sides to what the autoencoder can halve.
         let (natural_width, natural_height) = match &request.input {
             Input::Text => (defaults.width, defaults.height),
-            Input::Image { image, .. } => {
-                (image.width() / factor * factor, image.height() / factor * factor)
-            }
+            Input::Image { image, .. } => (image.width() / factor * factor, image.height() / factor * factor),
         };
         let check = |field, side: u32| {
             if side == 0 || !side.is_multiple_of(factor) {
-                return Err(RequestError::Size { field, expected: format!("a multiple of {factor}"), found: side });
+                return Err(RequestError::Size {
+                    field,
+                    expected: format!("a multiple of {factor}"),
+                    found: side,
+                });
             }
             Ok(side)
         };
@@ -182,7 +185,11 @@ impl Pipeline {
                 let clean = mean.iter().zip(std).zip(draw).map(|((mean, std), draw)| mean + std * draw);
                 let (keep, add) = plan.image_mix();
                 let scaled = clean.map(|value| value * autoencoder.scaling_factor).collect::<Vec<_>>();
-                scaled.into_iter().zip(generator.randn(length)).map(|(clean, noise)| keep * clean + add * noise).collect()
+                scaled
+                    .into_iter()
+                    .zip(generator.randn(length))
+                    .map(|(clean, noise)| keep * clean + add * noise)
+                    .collect()
             }
         };
         Row {

@@ -45,6 +45,10 @@ impl Pipeline {
     /// On the CPU non-finite latents are found here; elsewhere by [`finish`](Self::finish), since reading
     /// them would stall the device.
     pub fn step(&self, jobs: &mut [&mut Job]) -> Vec<Result<()>> {
+        self.0.target.run(|| self.step_all(jobs))
+    }
+
+    fn step_all(&self, jobs: &mut [&mut Job]) -> Vec<Result<()>> {
         let begun = Instant::now();
         let (groups, mut outputs) = self.entries(jobs);
         for entries in groups.into_values() {
@@ -125,7 +129,10 @@ impl Pipeline {
     /// Guidance and the sampler, for every picture of one job; all of them move, or none.
     fn advance(&self, job: &mut Job, outputs: Outputs) -> Result<()> {
         if job.model != self.0.digest {
-            return Err(Error::ForeignJob { expected: self.0.digest.to_string(), found: job.model.to_string() });
+            return Err(Error::ForeignJob {
+                expected: self.0.digest.to_string(),
+                found: job.model.to_string(),
+            });
         }
         let Some(step) = job.next() else {
             return Ok(());

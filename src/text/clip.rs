@@ -55,7 +55,8 @@ impl ClipConfig {
             eps: config.f32_in("layer_norm_eps", 1e-5, 0.0..=1.0)?,
         };
         if !read.hidden_size.is_multiple_of(read.heads) {
-            return Err(config.refuse("num_attention_heads", format!("a divisor of hidden_size {}", read.hidden_size)));
+            return Err(config
+                .refuse("num_attention_heads", format!("a divisor of hidden_size {}", read.hidden_size)));
         }
         config.finish()?;
         Ok(read)
@@ -78,7 +79,8 @@ impl Layer {
     fn load(weights: &Weights, name: &str, config: &ClipConfig) -> Load<Self> {
         let channels = config.hidden_size;
         let norm = |part: &str| LayerNorm::load(weights, &format!("{name}.{part}"), channels, config.eps);
-        let proj = |part: &str| Linear::load(weights, &format!("{name}.self_attn.{part}"), channels, channels);
+        let proj =
+            |part: &str| Linear::load(weights, &format!("{name}.self_attn.{part}"), channels, channels);
         Ok(Self {
             layer_norm1: norm("layer_norm1")?,
             q_proj: proj("q_proj")?,
@@ -123,7 +125,8 @@ impl ClipTextModel {
         let layers = (0..config.layers).map(layer).collect::<Load<_>>()?;
         Ok(Self {
             token_embedding: weights.take("embeddings.token_embedding.weight", [vocab_size, hidden_size])?,
-            position_embedding: weights.take("embeddings.position_embedding.weight", [max_positions, hidden_size])?,
+            position_embedding: weights
+                .take("embeddings.position_embedding.weight", [max_positions, hidden_size])?,
             layers,
             final_layer_norm: LayerNorm::load(weights, "final_layer_norm", hidden_size, config.eps)?,
             config,

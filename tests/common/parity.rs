@@ -38,7 +38,8 @@ pub(crate) fn networks(pipeline: &Pipeline, expected: &Expected, limits: Limits)
         let image = pipeline.decode_latents(expected.f32(&format!("{name}.latents"))).unwrap();
         let (wanted, [n, channels, height, width]) = expected.f32::<4>(&format!("{name}.image"));
         let at = |i: usize| {
-            let (picture, pixel, channel) = (i / (height * width * channels), i / channels % (height * width), i % channels);
+            let (picture, pixel, channel) =
+                (i / (height * width * channels), i / channels % (height * width), i % channels);
             wanted[(picture * channels + channel) * height * width + pixel]
         };
         let interleaved: Vec<f32> = (0..n * channels * height * width).map(at).collect();
@@ -69,7 +70,8 @@ pub(crate) fn pictures(
         let pipeline = pipeline(&case["scheduler"]);
         let mut raw = (Vec::new(), Vec::new());
         for request in requests(case) {
-            let kept = pipeline.generate(&request).unwrap_or_else(|error| panic!("{name}: {error}")).raw.unwrap();
+            let kept =
+                pipeline.generate(&request).unwrap_or_else(|error| panic!("{name}: {error}")).raw.unwrap();
             raw.0.extend(kept.latents);
             raw.1.extend(kept.images);
         }
@@ -83,10 +85,14 @@ pub(crate) fn pictures(
 
 /// One request where the seeds count up, else one a seed.
 fn requests(case: &Value) -> Vec<Request> {
-    let seeds: Vec<u64> = case["seeds"].as_array().unwrap().iter().map(|seed| seed.as_u64().unwrap()).collect();
+    let seeds: Vec<u64> =
+        case["seeds"].as_array().unwrap().iter().map(|seed| seed.as_u64().unwrap()).collect();
     let counted = seeds.windows(2).all(|pair| pair[1] == pair[0] + 1);
-    let starts: Vec<(u64, u32)> =
-        if counted { vec![(seeds[0], seeds.len() as u32)] } else { seeds.iter().map(|seed| (*seed, 1)).collect() };
+    let starts: Vec<(u64, u32)> = if counted {
+        vec![(seeds[0], seeds.len() as u32)]
+    } else {
+        seeds.iter().map(|seed| (*seed, 1)).collect()
+    };
     starts.into_iter().map(|(seed, count)| request(case, seed, count)).collect()
 }
 

@@ -156,17 +156,13 @@ fn read_levels(config: &mut ConfigReader) -> Result<Vec<Level>, ConfigError> {
     let down = read_blocks(config, "down_block_types", [cross, cross, cross, "DownBlock2D"], depth)?;
     let cross = "CrossAttnUpBlock2D";
     let up = read_blocks(config, "up_block_types", ["UpBlock2D", cross, cross, cross], depth)?;
-    let levels: Vec<Level> = (channels.iter().zip(layers).zip(transformer_layers).zip(heads))
-        .zip(down.into_iter().zip(up.into_iter().rev()))
-        .map(|((((channels, layers), transformer_layers), heads), (down_attention, up_attention))| Level {
-            channels: *channels,
-            layers,
-            heads,
-            transformer_layers,
-            down_attention,
-            up_attention,
-        })
-        .collect();
+    let levels: Vec<Level> =
+        (channels.iter().zip(layers).zip(transformer_layers).zip(heads))
+            .zip(down.into_iter().zip(up.into_iter().rev()))
+            .map(|((((channels, layers), transformer_layers), heads), (down_attention, up_attention))| {
+                Level { channels: *channels, layers, heads, transformer_layers, down_attention, up_attention }
+            })
+            .collect();
     for (index, level) in levels.iter().enumerate() {
         let attends = level.down_attention || level.up_attention || index + 1 == depth;
         if attends && !level.channels.is_multiple_of(level.heads) {
@@ -194,7 +190,12 @@ fn read_blocks(
     Ok(blocks.iter().map(|block| block == with).collect())
 }
 
-fn choice_of(config: &mut ConfigReader, key: &str, default: usize, choices: &[usize]) -> Result<usize, ConfigError> {
+fn choice_of(
+    config: &mut ConfigReader,
+    key: &str,
+    default: usize,
+    choices: &[usize],
+) -> Result<usize, ConfigError> {
     let found = config.usize(key, default)?;
     if choices.contains(&found) { Ok(found) } else { Err(config.refuse(key, format!("one of {choices:?}"))) }
 }

@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 pub(crate) use self::config::AutoencoderConfig;
 use crate::nn::attention::MapAttention;
 use crate::nn::resnet::{BlockStyle, Downsample, ResnetBlock, Upsample};
-use crate::nn::{Conv2d, GroupNorm, Linear, Load, Weights};
+use crate::nn::{Conv2d, GroupNorm, Linear, Load, Weights, bytes_of_maps};
 use crate::ops::Activation;
 
 const EPS: f32 = 1e-6;
@@ -53,10 +53,10 @@ impl Encoder {
         let style = config.style();
         let mut channels = config.first_channels();
         let conv_in = Conv2d::load(weights, "encoder.conv_in", config.in_channels, channels, 3)?;
-        let mut levels = Vec::with_capacity(config.channels.len());
+        let mut levels = Vec::new();
         for (index, &outputs) in config.channels.iter().enumerate() {
             let name = format!("encoder.down_blocks.{index}");
-            let mut resnets = Vec::with_capacity(config.layers);
+            let mut resnets = Vec::new();
             for i in 0..config.layers {
                 resnets.push(ResnetBlock::load(
                     weights,
@@ -68,8 +68,8 @@ impl Encoder {
                 channels = outputs;
             }
             let last = index + 1 == config.channels.len();
-            let down =
-                (!last).then(|| Downsample::load(weights, &format!("{name}.downsamplers.0"), outputs, 0));
+            let down = (!last)
+                .then(|| Downsample::load(weights, &format!("{name}.downsamplers.0"), outputs, [0, 1, 0, 1]));
             levels.push((resnets, down.transpose()?));
         }
         Ok(Self {
@@ -111,10 +111,10 @@ impl Decoder {
         let mut channels = config.last_channels();
         let conv_in = Conv2d::load(weights, "decoder.conv_in", config.latent_channels, channels, 3)?;
         let mid_block = MidBlock::load(weights, "decoder.mid_block", channels, config)?;
-        let mut levels = Vec::with_capacity(config.channels.len());
+        let mut levels = Vec::new();
         for (index, &outputs) in config.channels.iter().rev().enumerate() {
             let name = format!("decoder.up_blocks.{index}");
-            let mut resnets = Vec::with_capacity(config.layers + 1);
+            let mut resnets = Vec::new();
             for i in 0..=config.layers {
                 resnets.push(ResnetBlock::load(
                     weights,
@@ -191,9 +191,9 @@ impl Autoencoder {
     /// An upper estimate of the activations' bytes for one picture: the finest level, entered with the
     /// channels of the next, holds about four maps of the full size at once.
     pub(crate) fn peak_bytes(&self, width: usize, height: usize) -> u64 {
-        const MAPS: u64 = 5;
-        let channels = self.config.channels.iter().take(2).max().copied().unwrap_or_default() as u64;
-        (width as u64) * (height as u64) * channels * size_of::<f32>() as u64 * MAPS
+        const MAPS: usize = 5;
+        let channels = self.config.channels.iter().take(2).max().copied().unwrap_or_default();
+        bytes_of_maps(MAPS, &[width, height, channels])
     }
 
     fn dtype(&self) -> burn::tensor::DType {

@@ -19,7 +19,7 @@ pub enum Error {
     /// A request that cannot be carried out as it stands; nothing was computed.
     #[error("request: {0}")]
     Request(#[from] RequestError),
-    /// A sampler, its schedule or the checkpoint's scheduler config.
+    /// A sampler or its schedule.
     #[error("sampler: {0}")]
     Sampler(#[from] SamplerError),
     /// A `config.json` or `model_index.json` that this crate does not understand or support.
@@ -28,6 +28,14 @@ pub enum Error {
     /// A checkpoint's files: absent, unreadable, not JSON.
     #[error("files: {0}")]
     Files(#[from] FilesError),
+    /// The checkpoint's `scheduler_config.json`.
+    #[error("{file}: {source}")]
+    Scheduler {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        source: SamplerError,
+    },
     /// Weight files: missing, damaged, misshapen, unused or non-finite tensors.
     #[error("weights: {0}")]
     Weights(#[from] WeightsError),
@@ -74,11 +82,11 @@ pub enum Error {
         total: usize,
     },
     /// A job was handed to a pipeline that did not start it.
-    #[error("a job belongs to the pipeline that started it: expected weights {expected}, found {found}")]
+    #[error("a job belongs to the pipeline that started it: expected {expected}, found {found}")]
     ForeignJob {
-        /// Digest of this pipeline's weights.
+        /// This pipeline's weights, precision and device.
         expected: String,
-        /// Digest of the weights that the job was started with.
+        /// Those of the pipeline that started the job.
         found: String,
     },
     /// `finish` was called before the last step.
@@ -95,6 +103,8 @@ pub enum Error {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Stage {
+    /// Weights from files to the device.
+    Load,
     /// The prompt through the text encoder.
     EncodeText,
     /// The input picture through the autoencoder's encoder.
@@ -108,6 +118,7 @@ pub enum Stage {
 impl std::fmt::Display for Stage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Stage::Load => "loading",
             Stage::EncodeText => "encoding the text",
             Stage::EncodeImage => "encoding the image",
             Stage::Denoise => "denoising",

@@ -9,7 +9,7 @@ use crate::denoisers::Denoiser;
 use crate::device::Target;
 use crate::error::Result;
 use crate::request::Guidance;
-use crate::samplers::{Sampler, SchedulerConfig};
+use crate::samplers::{Sampler, SchedulerConfig, SigmaSchedule};
 use crate::text::TextEncoder;
 use crate::weights::{ConfigError, Files};
 
@@ -48,8 +48,9 @@ pub(crate) struct Schedulers {
 }
 
 impl Schedulers {
-    pub(crate) fn config(&self, sampler: Option<Sampler>) -> &SchedulerConfig {
-        if sampler.is_none() { &self.own } else { &self.other }
+    /// The one that diffusers' pipeline has, or the one that `from_config` makes for other settings.
+    pub(crate) fn config(&self, sampler: Option<Sampler>, sigmas: Option<SigmaSchedule>) -> &SchedulerConfig {
+        if sampler.is_none() && sigmas.is_none() { &self.own } else { &self.other }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use ::image::RgbImage;
 use thiserror::Error;
@@ -78,10 +79,12 @@ fn write_whole(
     write: impl FnOnce(&mut dyn Write) -> Result<(), png::EncodingError>,
 ) -> Result<(), ImageError> {
     let io = |source| ImageError::Io { path: path.to_owned(), source };
+    // A name of its own for every call, so that threads may save to one path.
+    static CALLS: AtomicU64 = AtomicU64::new(0);
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.part", std::process::id()));
+    name.push(format!(".{}-{}.part", std::process::id(), CALLS.fetch_add(1, Ordering::Relaxed)));
     let part = path.with_file_name(name);
-    let mut file = BufWriter::new(fs::File::create(&part).map_err(io)?);
+    let mut file = BufWriter::new(fs::File::create_new(&part).map_err(io)?);
     let written = write(&mut file)
         .map_err(|source| ImageError::Encode { path: path.to_owned(), source })
         .and_then(|()| file.flush().map_err(io));

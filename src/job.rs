@@ -26,7 +26,8 @@ pub struct Job {
     pub(crate) guided: Option<(GuidancePlan, Tensor<3>)>,
     /// What the user should know, such as a prompt that was cut.
     pub(crate) notes: Vec<String>,
-    pub(crate) model: Arc<str>,
+    /// The pipeline that started it.
+    pub(crate) pipeline: Arc<str>,
     pub(crate) begun: Instant,
     pub(crate) encoding: Duration,
     pub(crate) denoising: Duration,

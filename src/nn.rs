@@ -42,6 +42,15 @@ impl Weights {
     }
 }
 
+/// Bytes of `maps` tensors of f32 with these sides; never less than it takes, whatever the sides.
+pub(crate) fn bytes_of_maps(maps: usize, sides: &[usize]) -> u64 {
+    let values = sides.iter().fold(maps as u64, |bytes, side| bytes.saturating_mul(*side as u64));
+    values.saturating_mul(size_of::<f32>() as u64)
+}
+
+/// The most levels that a network may have: each halves the sides.
+pub(crate) const MAX_LEVELS: usize = 8;
+
 /// `y = x · weightᵀ + bias`.
 #[derive(Debug)]
 pub(crate) struct Linear {

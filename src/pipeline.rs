@@ -16,7 +16,7 @@ use ::image::RgbImage;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 pub use self::finish::{Generation, Raw, Report};
-use crate::device::{DeviceChoice, DeviceError, DeviceKind, Precision, Target};
+use crate::device::{DeviceChoice, DeviceError, DeviceKind, Precision, Target, guard};
 use crate::error::{Error, Result, Stage};
 use crate::families::{self, Model};
 use crate::job::Job;
@@ -49,7 +49,8 @@ pub struct Pipeline(Arc<Inner>);
 struct Inner {
     family: &'static str,
     model: Model,
-    digest: Arc<str>,
+    /// Says which pipeline this is; its address is what jobs are checked by.
+    identity: Arc<str>,
     target: Target,
     max_batch: usize,
     preview: OnceLock<preview::LatentColours>,
@@ -103,11 +104,11 @@ impl Pipeline {
 
     fn open(files: &Files, options: LoadOptions, adjust: impl FnOnce(&mut Model)) -> Result<Self> {
         let target = Target::open(&options.device, options.precision)?;
-        let (family, mut model) = families::load(files, &target)?;
+        let (family, mut model) = guard(Stage::Load, || families::load(files, &target))?;
         adjust(&mut model);
         Ok(Self(Arc::new(Inner {
             family: family.name,
-            digest: model.digest.as_str().into(),
+            identity: format!("{} in {} on {}", model.digest, target.precision(), target.name).into(),
             model,
             target,
             max_batch: options.max_batch.max(1),
@@ -137,7 +138,7 @@ impl Pipeline {
 
     /// A digest of all weights as stored, the same on every device.
     pub fn weights_digest(&self) -> &str {
-        &self.0.digest
+        &self.0.model.digest
     }
 
     /// Bytes of weights on the device.
@@ -222,6 +223,14 @@ impl Pipeline {
 
     fn step_one(&self, job: &mut Job) -> Result<()> {
         self.step(&mut [job]).into_iter().collect()
+    }
+
+    /// A job runs on the pipeline that started it, or a clone.
+    fn check_owner(&self, job: &Job) -> Result<()> {
+        if Arc::ptr_eq(&job.pipeline, &self.0.identity) {
+            return Ok(());
+        }
+        Err(Error::ForeignJob { expected: self.0.identity.to_string(), found: job.pipeline.to_string() })
     }
 
     fn device(&self) -> &Device {

@@ -130,7 +130,7 @@ pub enum Guidance {
         negative_prompt: String,
         /// Guidance rescale (Lin et al. 2023, section 3.4) in `0.0..=1.0`; 0 is off.
         rescale: f32,
-        /// The part of the run, as fractions in `0.0..=1.0`, in which it acts
+        /// The part of the run, as fractions of its model evaluations in `0.0..=1.0`, in which it acts
         /// (Kynkäänniemi et al. 2024); outside it the prompt alone steers.
         interval: RangeInclusive<f32>,
     },
@@ -160,7 +160,7 @@ impl Guidance {
         self
     }
 
-    /// The same guidance, acting only within `range` of the run (fractions of its steps).
+    /// The same guidance, acting only within `range` of the run (fractions of its model evaluations).
     #[must_use]
     pub fn within(mut self, range: RangeInclusive<f32>) -> Self {
         if let Self::ClassifierFree { interval, .. } = &mut self {

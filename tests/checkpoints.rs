@@ -66,6 +66,10 @@ fn an_unsupported_config_value_is_refused_by_name() {
         ("unet/config.json", "in_channels", json!(9)),
         ("unet/config.json", "cross_attention_dim", json!(99)),
         ("unet/config.json", "sample_size", Value::Null),
+        ("unet/config.json", "downsample_padding", json!(0)),
+        ("unet/config.json", "num_attention_heads", json!(2)),
+        ("unet/config.json", "block_out_channels", json!([8, 8, 8, 8, 8, 8, 8, 8, 8])),
+        ("vae/config.json", "block_out_channels", json!([8, 8, 8, 8, 8, 8, 8, 8, 8])),
         ("vae/config.json", "shift_factor", json!(0.1)),
         ("vae/config.json", "act_fn", json!("relu")),
         ("vae/config.json", "scaling_factor", json!(0)),
@@ -92,8 +96,9 @@ fn an_unknown_config_key_is_refused_by_name() {
         );
     }
     let error = damaged(|folder| set(folder, "scheduler/scheduler_config.json", "frobnicate", json!(1)));
-    assert!(matches!(error, Error::Sampler(_)), "{error:?}");
-    assert!(error.to_string().contains("frobnicate"));
+    assert!(matches!(error, Error::Scheduler { .. }), "{error:?}");
+    let text = error.to_string();
+    assert!(text.contains("frobnicate") && text.contains("scheduler_config.json"), "{text}");
 }
 
 #[test]
@@ -157,19 +162,50 @@ fn the_digest_is_the_same_in_every_precision_and_differs_with_the_weights() {
     assert_ne!(digest("sd15", Precision::F32), digest("sd21", Precision::F32));
 }
 
+/// Numbers that no network has, in every place where a config holds a number.
+#[test]
+fn absurd_numbers_in_a_config_end_in_a_typed_error() {
+    let mut tried = 0;
+    for file in ["unet/config.json", "vae/config.json", "text_encoder/config.json"] {
+        let text = fs::read_to_string(checkpoint("sd15").join(file)).unwrap();
+        let config: serde_json::Map<String, Value> = serde_json::from_str(&text).unwrap();
+        for key in config.iter().filter(|(_, value)| value.is_number()).map(|(key, _)| key) {
+            for number in
+                [json!(0), json!(-1), json!(1), json!(1 << 28), json!(1u64 << 32), json!(1e300), json!(0.5)]
+            {
+                let folder = copy("sd15");
+                set(folder.path(), file, key, number.clone());
+                let drawn = load(folder.path()).and_then(|pipeline| {
+                    pipeline.generate(&Request { steps: Some(1), ..Request::new("a fox") })
+                });
+                // What is caught as a panic was not checked where it should have been.
+                let caught = matches!(&drawn, Err(Error::Device(_)));
+                assert!(!caught, "{file} {key} {number}: {drawn:?}");
+                tried += 1;
+            }
+        }
+    }
+    assert!(tried > 100, "{tried}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever happens to one file's bytes, loading ends with a pipeline or a typed error.
     #[test]
-    fn a_corrupted_file_never_panics(file in 0..6usize, cut in any::<prop::sample::Index>(), flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), extra in 0..64usize, shorten in any::<bool>()) {
+    fn a_corrupted_file_never_panics(file in 0..11usize, cut in any::<prop::sample::Index>(), flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4), extra in 0..64usize, shorten in any::<bool>()) {
         let file = [
             "unet/diffusion_pytorch_model.safetensors",
             "text_encoder/model.safetensors",
             "unet/config.json",
             "model_index.json",
             "tokenizer/vocab.json",
+            "tokenizer/merges.txt",
             "scheduler/scheduler_config.json",
+            "vae/diffusion_pytorch_model.safetensors",
+            "vae/config.json",
+            "text_encoder/config.json",
+            "tokenizer/tokenizer_config.json",
         ][file];
         let folder = copy("sd15");
         let path = folder.path().join(file);
@@ -184,8 +220,8 @@ proptest! {
         }
         bytes.extend(vec![b'x'; extra]);
         fs::write(path, bytes).unwrap();
-        if let Ok(pipeline) = load(folder.path()) {
-            let _ = pipeline.generate(&Request { steps: Some(1), ..Request::new("a fox") });
-        }
+        let drawn = load(folder.path())
+            .and_then(|pipeline| pipeline.generate(&Request { steps: Some(1), ..Request::new("a fox") }));
+        prop_assert!(!matches!(drawn, Err(Error::Device(_))), "a panic was caught: {drawn:?}");
     }
 }

@@ -14,6 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "denoisers",
             "autoencoder",
             "guidance",
+            "nn",
             "samplers",
             "text",
             "weights",

@@ -132,6 +132,11 @@ fn main() {
     ];
     // The application's device is made first, before anything else has opened that adapter.
     let reason = if arguments.list { None } else { reason() };
+    // Where an adapter must be there, its absence is a failure.
+    if let (Some(reason), Ok(_)) = (&reason, std::env::var("AQUATINT_REQUIRE_WGPU")) {
+        eprintln!("wgpu is required here: {reason}");
+        std::process::exit(1);
+    }
     let trials = tests
         .iter()
         .map(|(name, test)| {

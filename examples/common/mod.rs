@@ -30,7 +30,7 @@ enum PrecisionName {
 
 /// Options that both examples have.
 #[derive(Args)]
-pub struct Common {
+pub(crate) struct Common {
     /// What to draw.
     prompt: String,
     /// A checkpoint folder in diffusers' layout; without it, the embedded model.
@@ -132,7 +132,7 @@ fn embedded(_: LoadOptions) -> aquatint::Result<Pipeline> {
 }
 
 /// Loads, generates with a progress bar, writes the files. `adjust` fills in what one example adds.
-pub fn run(common: &Common, adjust: impl FnOnce(&mut Request)) -> Result<(), Box<dyn Error>> {
+pub(crate) fn run(common: &Common, adjust: impl FnOnce(&mut Request)) -> Result<(), Box<dyn Error>> {
     let pipeline = common.pipeline()?;
     let mut request = common.request(pipeline.default_guidance());
     adjust(&mut request);

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::nn::MAX_LEVELS;
 use crate::weights::{ConfigError, ConfigReader};
 
 #[derive(Clone, Debug)]
@@ -32,6 +33,9 @@ impl AutoencoderConfig {
         // The size it was trained at; the layers take any.
         config.ignore(&["sample_size"]);
         let channels = config.counts("block_out_channels", &[64])?;
+        if channels.len() > MAX_LEVELS {
+            return Err(config.refuse("block_out_channels", format!("at most {MAX_LEVELS} levels")));
+        }
         for (key, block) in
             [("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")]
         {

@@ -8,7 +8,7 @@ use burn::tensor::{Device, Tensor};
 pub(crate) use self::config::{Level, UNetConfig};
 use crate::nn::attention::Transformer;
 use crate::nn::resnet::{BlockStyle, Downsample, ResnetBlock, Upsample};
-use crate::nn::{Conv2d, GroupNorm, Linear, Load, Weights};
+use crate::nn::{Conv2d, GroupNorm, Linear, Load, Weights, bytes_of_maps};
 use crate::ops::{self, Activation};
 
 /// One resolution on the way down: each layer's output is kept for the way up.
@@ -38,14 +38,8 @@ impl DownBlock {
             Ok((resnet, transformer.transpose()?))
         };
         let last = index + 1 == config.levels.len();
-        let downsample = (!last).then(|| {
-            Downsample::load(
-                weights,
-                &format!("{name}.downsamplers.0"),
-                level.channels,
-                config.downsample_padding,
-            )
-        });
+        let downsample = (!last)
+            .then(|| Downsample::load(weights, &format!("{name}.downsamplers.0"), level.channels, [1; 4]));
         Ok(Self {
             layers: (0..level.layers).map(layer).collect::<Load<_>>()?,
             downsample: downsample.transpose()?,
@@ -126,7 +120,7 @@ impl UpBlock {
     ) -> Load<Self> {
         let name = format!("up_blocks.{index}");
         let style = config.style();
-        let mut layers = Vec::with_capacity(level.layers + 1);
+        let mut layers = Vec::new();
         for i in 0..=level.layers {
             let before = if i == 0 { inputs } else { level.channels };
             let inputs = before + skips.pop().unwrap_or_default();
@@ -189,7 +183,7 @@ impl UNet2dCondition {
         let first = config.first_channels();
         let time = first * 4;
         let mut skips = vec![first];
-        let mut down_blocks = Vec::with_capacity(config.levels.len());
+        let mut down_blocks = Vec::new();
         let mut inputs = first;
         for (index, level) in config.levels.iter().enumerate() {
             down_blocks.push(DownBlock::load(weights, &config, index, level, inputs)?);
@@ -200,7 +194,7 @@ impl UNet2dCondition {
             inputs = level.channels;
         }
         let mid_block = MidBlock::load(weights, &config, config.deepest())?;
-        let mut up_blocks = Vec::with_capacity(config.levels.len());
+        let mut up_blocks = Vec::new();
         for (index, level) in config.up_levels().iter().enumerate() {
             up_blocks.push(UpBlock::load(weights, &config, index, level, inputs, &mut skips)?);
             inputs = level.channels;
@@ -226,9 +220,8 @@ impl UNet2dCondition {
     /// The finest level decides: its gated feed-forward holds twelve times the channels at once, its
     /// kept outputs and the layer at work about as much again.
     pub(crate) fn peak_bytes(&self, rows: usize, width: usize, height: usize) -> u64 {
-        const MAPS: u64 = 24;
-        let map = (rows as u64) * (width as u64) * (height as u64) * self.config.first_channels() as u64;
-        map * size_of::<f32>() as u64 * MAPS
+        const MAPS: usize = 24;
+        bytes_of_maps(MAPS, &[rows, width, height, self.config.first_channels()])
     }
 
     /// * `latents`: `[batch, in_channels, height, width]`

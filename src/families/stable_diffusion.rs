@@ -9,10 +9,10 @@ use crate::autoencoder::{Autoencoder, AutoencoderConfig};
 use crate::denoisers::Denoiser;
 use crate::denoisers::unet::{UNet2dCondition, UNetConfig};
 use crate::device::Target;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::nn::Weights;
 use crate::request::Guidance;
-use crate::samplers::SchedulerConfig;
+use crate::samplers::{SamplerError, SchedulerConfig};
 use crate::text::TextEncoder;
 use crate::text::clip::{ClipConfig, ClipTextModel};
 use crate::text::tokenizer::Tokenizer;
@@ -28,6 +28,7 @@ const INDEX: &str = "model_index.json";
 const TEXT_CONFIG: &str = "text_encoder/config.json";
 const UNET_CONFIG: &str = "unet/config.json";
 const VAE_CONFIG: &str = "vae/config.json";
+const SCHEDULER_CONFIG: &str = "scheduler/scheduler_config.json";
 
 /// The classes that each part may have; the scheduler's are the samplers' concern.
 const PARTS: &[(&str, &[&str])] = &[
@@ -57,7 +58,8 @@ fn load(files: &Files, index: &Value, target: &Target) -> Result<Model> {
         let expected = format!("the autoencoder's latent_channels {}", vae.latent_channels);
         return Err(unsupported(files.name(UNET_CONFIG), "in_channels", expected, unet.in_channels).into());
     }
-    let schedulers = schedulers(&files.text("scheduler/scheduler_config.json")?)?;
+    let schedulers = schedulers(files.json_after(SCHEDULER_CONFIG, SchedulerConfig::quote_infinities)?)
+        .map_err(|source| Error::Scheduler { file: files.name(SCHEDULER_CONFIG), source })?;
     let tokenizer = Tokenizer::load(files, "tokenizer")?;
 
     let Target { device, dtype, .. } = target;
@@ -99,8 +101,7 @@ fn load(files: &Files, index: &Value, target: &Target) -> Result<Model> {
 
 /// diffusers' pipeline overrules two settings of older configs, `steps_offset` and `clip_sample`: for the
 /// checkpoint's own sampler even where the file leaves them out, for another one where it names them.
-fn schedulers(text: &str) -> Result<Schedulers> {
-    let mut json = SchedulerConfig::to_json(text)?;
+fn schedulers(mut json: Value) -> Result<Schedulers, SamplerError> {
     let overruled = [("steps_offset", Value::from(1)), ("clip_sample", Value::from(false))];
     if let Some(config) = json.as_object_mut() {
         for (key, value) in &overruled {

@@ -75,9 +75,8 @@ impl ResnetBlock {
 pub(crate) struct Downsample(Conv2d);
 
 impl Downsample {
-    /// `padding` 1 pads all sides; 0 pads right and bottom only, as diffusers does.
-    pub(crate) fn load(weights: &Weights, name: &str, channels: usize, padding: usize) -> Load<Self> {
-        let padding = if padding == 0 { [0, 1, 0, 1] } else { [padding; 4] };
+    /// * `padding`: top, bottom, left, right; the autoencoder pads two sides alone
+    pub(crate) fn load(weights: &Weights, name: &str, channels: usize, padding: [usize; 4]) -> Load<Self> {
         let shape = ops::Conv2d { stride: 2, padding };
         Conv2d::load_shaped(weights, &format!("{name}.conv"), channels, channels, 3, shape).map(Self)
     }

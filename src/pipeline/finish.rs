@@ -31,9 +31,9 @@ pub struct Report {
     pub denoising: Duration,
     /// The autoencoder's decoder.
     pub decoding: Duration,
-    /// The most memory held so far, in bytes: this process's on the CPU (Linux), the device pool's
-    /// elsewhere; `None` where it cannot be read.
-    pub peak_memory: Option<u64>,
+    /// Bytes of memory: the most that this process has held on the CPU (Linux), what the device's pool
+    /// holds at the end elsewhere; `None` where it cannot be read.
+    pub memory: Option<u64>,
     /// Such as a prompt that was cut.
     pub notes: Vec<String>,
 }
@@ -63,12 +63,7 @@ impl Pipeline {
     /// [`Error::Unfinished`] and [`Error::ForeignJob`] for jobs that are not ready or not this
     /// pipeline's; [`Error::NonFinite`] names the stage that overflowed; [`Error::Device`].
     pub fn finish(&self, job: Job) -> Result<Generation> {
-        if job.model != self.0.digest {
-            return Err(Error::ForeignJob {
-                expected: self.0.digest.to_string(),
-                found: job.model.to_string(),
-            });
-        }
+        self.check_owner(&job)?;
         if !job.is_done() {
             return Err(Error::Unfinished { done: job.step(), total: job.total() });
         }
@@ -99,7 +94,7 @@ impl Pipeline {
             encoding: job.encoding,
             denoising: job.denoising,
             decoding: begun.elapsed(),
-            peak_memory: self.peak_memory(),
+            memory: self.memory(),
             notes: job.notes,
         };
         Ok(Generation { images, report, raw })
@@ -118,7 +113,7 @@ impl Pipeline {
         Ok(Decoded { latents, unit })
     }
 
-    fn peak_memory(&self) -> Option<u64> {
+    fn memory(&self) -> Option<u64> {
         match self.0.target.kind {
             DeviceKind::Cpu => memory::peak(),
             _ => self.device().memory_pool_usage().map(|usage| usage.bytes_reserved),
@@ -151,16 +146,21 @@ impl Pipeline {
             set("clip_skip", json!(skip));
         }
         if let Input::Image { strength, .. } = &request.input {
-            set("strength", json!(strength));
+            set("strength", decimal(*strength));
         }
         if let Some(Guidance::ClassifierFree { scale, negative_prompt, rescale, interval }) =
             &request.guidance
         {
-            set("guidance_scale", json!(scale));
+            set("guidance_scale", decimal(*scale));
             set("negative_prompt", json!(negative_prompt));
-            set("guidance_rescale", json!(rescale));
-            set("guidance_interval", json!([interval.start(), interval.end()]));
+            set("guidance_rescale", decimal(*rescale));
+            set("guidance_interval", json!([decimal(*interval.start()), decimal(*interval.end())]));
         }
         parameters.to_string()
     }
+}
+
+/// The number as it was typed: JSON numbers are f64, and widening would show digits nobody wrote.
+fn decimal(value: f32) -> serde_json::Value {
+    value.to_string().parse::<f64>().map_or(serde_json::Value::Null, |value| json!(value))
 }

@@ -10,7 +10,8 @@ use crate::error::{Error, Result, Stage};
 use crate::guidance::GuidancePlan;
 use crate::image::{resize_lanczos, to_signed};
 use crate::job::{Job, Row};
-use crate::request::{Guidance, Input, Request, RequestError};
+use crate::nn::bytes_of_maps;
+use crate::request::{Guidance, Input, MAX_SIDE, Request, RequestError};
 use crate::samplers::Plan;
 use crate::samplers::noise::Generator;
 use crate::text::TextStates;
@@ -35,7 +36,7 @@ impl Pipeline {
             Input::Image { strength, .. } => Some(*strength),
         };
         let steps = request.steps.unwrap_or(self.0.model.defaults.steps);
-        let scheduler = self.0.model.schedulers.config(request.sampler);
+        let scheduler = self.0.model.schedulers.config(request.sampler, request.sigmas);
         let plan = Plan::new(scheduler, request.sampler, request.sigmas, steps, strength)?;
         let guidance = request.guidance.as_ref().unwrap_or(&self.0.model.defaults.guidance).clone();
         self.check_memory(request, width, height, &guidance)?;
@@ -51,15 +52,12 @@ impl Pipeline {
             Input::Text => (defaults.width, defaults.height),
             Input::Image { image, .. } => (image.width() / factor * factor, image.height() / factor * factor),
         };
-        let check = |field, side: u32| {
-            if side == 0 || !side.is_multiple_of(factor) {
-                return Err(RequestError::Size {
-                    field,
-                    expected: format!("a multiple of {factor}"),
-                    found: side,
-                });
+        let check = |field, found: u32| {
+            if !(1..=MAX_SIDE).contains(&found) || !found.is_multiple_of(factor) {
+                let expected = format!("a multiple of {factor} up to {MAX_SIDE}");
+                return Err(RequestError::Size { field, expected, found });
             }
-            Ok(side)
+            Ok(found)
         };
         let width = check("width", request.width.unwrap_or(natural_width))?;
         let height = check("height", request.height.unwrap_or(natural_height))?;
@@ -74,13 +72,21 @@ impl Pipeline {
         let Some(available) = memory::available() else {
             return Ok(());
         };
-        let factor = self.0.model.autoencoder.config().factor();
-        let (columns, lines) = (width as usize / factor, height as usize / factor);
+        let autoencoder = &self.0.model.autoencoder;
+        let factor = autoencoder.config().factor();
+        let (width, height, count) = (width as usize, height as usize, request.count.unwrap_or(1) as usize);
+        let (columns, lines) = (width / factor, height / factor);
         let halves = if GuidancePlan::new(guidance).is_some() { 2 } else { 1 };
-        let rows = (request.count.unwrap_or(1) as usize * halves).min(self.0.max_batch);
+        let rows = count.saturating_mul(halves).min(self.0.max_batch);
+        // Every picture's latents with what its sampler keeps, and every finished picture.
+        const LATENTS: usize = 8;
+        let channels = self.0.model.denoiser.latent_channels();
+        let kept = bytes_of_maps(LATENTS, &[count, channels, columns, lines]);
+        let floats = if request.keep_raw { 2 } else { 1 };
+        let pictures = bytes_of_maps(3 * floats, &[count, width, height]);
         for (what, needed) in [
-            ("denoising", self.0.model.denoiser.peak_bytes(rows, columns, lines)),
-            ("the autoencoder", self.0.model.autoencoder.peak_bytes(width as usize, height as usize)),
+            ("denoising", self.0.model.denoiser.peak_bytes(rows, columns, lines).saturating_add(kept)),
+            ("decoding", autoencoder.peak_bytes(width, height).saturating_add(kept).saturating_add(pictures)),
         ] {
             if needed > available {
                 return Err(Error::Memory { what, needed, available });
@@ -134,7 +140,7 @@ impl Pipeline {
             positive: positive.states,
             guided,
             notes,
-            model: self.0.digest.clone(),
+            pipeline: self.0.identity.clone(),
             begun,
             encoding: begun.elapsed(),
             denoising: std::time::Duration::ZERO,
@@ -150,7 +156,9 @@ impl Pipeline {
     ) -> Result<TextStates> {
         let states = self.0.model.text.encode(prompt, skip, self.device())?;
         if let Some(cut) = &states.encoded.truncated {
-            notes.push(format!("the {name}'s last {} tokens were cut: \"{}\"", cut.tokens, cut.text));
+            const SHOWN: usize = 80;
+            let text: String = cut.text.chars().take(SHOWN).collect();
+            notes.push(format!("the {name}'s last {} tokens were cut, from \"{text}\" on", cut.tokens));
         }
         Ok(states)
     }

@@ -30,11 +30,25 @@ enum Half {
 }
 
 /// What the network predicted for the rows of one job.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Outputs {
     positive: Vec<Option<Tensor<4>>>,
     negative: Vec<Option<Tensor<4>>>,
-    failure: Option<String>,
+    failure: Option<Error>,
+}
+
+impl Outputs {
+    fn slot(&mut self, entry: &Entry) -> Option<&mut Option<Tensor<4>>> {
+        let slots = match entry.half {
+            Half::Positive => &mut self.positive,
+            Half::Negative => &mut self.negative,
+        };
+        slots.get_mut(entry.row)
+    }
+}
+
+fn no_output() -> DeviceError {
+    DeviceError::Failed { stage: Stage::Denoise, reason: "the launch gave no output".to_owned() }
 }
 
 impl Pipeline {
@@ -70,9 +84,9 @@ impl Pipeline {
     /// The rows to compute, grouped by shape.
     fn entries(&self, jobs: &[&mut Job]) -> (BTreeMap<[usize; 3], Vec<Entry>>, Vec<Outputs>) {
         let mut groups = BTreeMap::<_, Vec<Entry>>::new();
-        let mut outputs = vec![Outputs::default(); jobs.len()];
+        let mut outputs: Vec<Outputs> = jobs.iter().map(|_| Outputs::default()).collect();
         for (index, (job, outputs)) in jobs.iter().zip(&mut outputs).enumerate() {
-            let Some(step) = job.next().filter(|_| job.model == self.0.digest) else {
+            let Some(step) = job.next().filter(|_| self.check_owner(job).is_ok()) else {
                 continue;
             };
             outputs.positive = vec![None; job.rows.len()];
@@ -101,51 +115,57 @@ impl Pipeline {
         (groups, outputs)
     }
 
-    /// One call of the network.
+    /// One call of the network. Where it fails, each job's rows are tried alone, so that one that asks too
+    /// much of the device fails alone.
     fn launch(&self, entries: &[Entry], outputs: &mut [Outputs]) {
-        let predicted = guard(Stage::Denoise, || {
+        let failure = match self.predict_entries(entries) {
+            Ok(predicted) => {
+                for (index, entry) in entries.iter().enumerate() {
+                    let slot = outputs.get_mut(entry.job).and_then(|outputs| outputs.slot(entry));
+                    if let Some(slot) = slot {
+                        *slot = Some(predicted.clone().narrow(0, index, 1));
+                    }
+                }
+                return;
+            }
+            Err(error) => error,
+        };
+        let mut jobs = entries.chunk_by(|a, b| a.job == b.job).peekable();
+        match (jobs.next(), jobs.peek()) {
+            (Some(job), None) => {
+                let failed = job.first().and_then(|entry| outputs.get_mut(entry.job));
+                if let Some(outputs) = failed {
+                    outputs.failure = Some(failure);
+                }
+            }
+            (first, _) => first.into_iter().chain(jobs).for_each(|job| self.launch(job, outputs)),
+        }
+    }
+
+    fn predict_entries(&self, entries: &[Entry]) -> Result<Tensor<4>> {
+        guard(Stage::Denoise, || {
             let latents = Tensor::cat(entries.iter().map(|entry| entry.latents.clone()).collect(), 0);
             let context = Tensor::cat(entries.iter().map(|entry| entry.context.clone()).collect(), 0);
             let timesteps: Vec<f32> = entries.iter().map(|entry| entry.timestep).collect();
             let predicted = self.0.model.denoiser.forward(latents, &timesteps, &Conditioning { context });
             Ok(predicted.cast(DType::F32))
-        });
-        for (index, entry) in entries.iter().enumerate() {
-            let Some(outputs) = outputs.get_mut(entry.job) else {
-                continue;
-            };
-            let slots = match entry.half {
-                Half::Positive => &mut outputs.positive,
-                Half::Negative => &mut outputs.negative,
-            };
-            match (&predicted, slots.get_mut(entry.row)) {
-                (Ok(predicted), Some(slot)) => *slot = Some(predicted.clone().narrow(0, index, 1)),
-                (Err(error), _) => outputs.failure = Some(error.to_string()),
-                (Ok(_), None) => {}
-            }
-        }
+        })
     }
 
     /// Guidance and the sampler, for every picture of one job; all of them move, or none.
     fn advance(&self, job: &mut Job, outputs: Outputs) -> Result<()> {
-        if job.model != self.0.digest {
-            return Err(Error::ForeignJob {
-                expected: self.0.digest.to_string(),
-                found: job.model.to_string(),
-            });
-        }
+        self.check_owner(job)?;
         let Some(step) = job.next() else {
             return Ok(());
         };
-        let failed = |reason: String| DeviceError::Failed { stage: Stage::Denoise, reason };
-        if let Some(reason) = outputs.failure {
-            return Err(failed(reason).into());
+        if let Some(failure) = outputs.failure {
+            return Err(failure);
         }
         let guidance = job.negative().map(|(plan, _)| plan);
         let rows = guard(Stage::Denoise, || {
             let halves = outputs.positive.into_iter().zip(outputs.negative);
             let moved = job.rows.iter().zip(halves).map(|(row, (positive, negative))| {
-                let positive = positive.ok_or_else(|| failed("no output".to_owned()))?;
+                let positive = positive.ok_or_else(no_output)?;
                 let output = match (guidance, negative) {
                     (Some(plan), Some(negative)) => plan.combine(positive, negative),
                     _ => positive,

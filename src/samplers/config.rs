@@ -120,19 +120,17 @@ impl SchedulerConfig {
     /// Reads the text of a `scheduler_config.json`.
     ///
     /// # Errors
-    /// As [`Self::to_json`] and [`Self::from_json`].
+    /// When the text is not JSON, or as [`Self::from_json`].
     pub fn parse(text: &str) -> Result<Self, SamplerError> {
-        Self::from_json(&Self::to_json(text)?)
+        let json = serde_json::from_str(&Self::quote_infinities(text))
+            .map_err(|error| SamplerError::Json { message: error.to_string() })?;
+        Self::from_json(&json)
     }
 
-    /// The text of a `scheduler_config.json` as JSON, with the bare words `Infinity` and `-Infinity`,
-    /// which Python writes and JSON lacks, in quotation marks.
-    ///
-    /// # Errors
-    /// When the text is not JSON.
-    pub fn to_json(text: &str) -> Result<Value, SamplerError> {
-        serde_json::from_str(&reader::quote_infinities(text))
-            .map_err(|error| SamplerError::Json { message: error.to_string() })
+    /// The text with the bare words `Infinity` and `-Infinity`, which Python writes and JSON lacks, in
+    /// quotation marks.
+    pub fn quote_infinities(text: &str) -> String {
+        reader::quote_infinities(text)
     }
 
     /// Reads a parsed `scheduler_config.json`.

@@ -182,8 +182,12 @@ impl Files {
 
     /// Reads a JSON file of at most [`TEXT_CAP`] bytes. An object with the same key twice is refused.
     pub fn json(&self, path: &str) -> Result<Value, FilesError> {
-        let text = self.text(path)?;
-        json::parse(&text)
+        self.json_after(path, |text| text.to_owned())
+    }
+
+    /// [`Self::json`] of the text after `edit`, for files in a dialect of JSON.
+    pub fn json_after(&self, path: &str, edit: impl FnOnce(&str) -> String) -> Result<Value, FilesError> {
+        json::parse(&edit(&self.text(path)?))
             .map_err(|error| FilesError::InvalidJson { file: self.name(path), reason: error.to_string() })
     }
 

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::nn::MAX_LEVELS;
 use crate::nn::attention::TransformerShape;
 use crate::weights::{ConfigError, ConfigReader};
 
@@ -29,7 +30,6 @@ pub(crate) struct UNetConfig {
     pub(crate) eps: f32,
     pub(crate) flip_sin_to_cos: bool,
     pub(crate) freq_shift: f32,
-    pub(crate) downsample_padding: usize,
     pub(crate) linear_projection: bool,
     pub(crate) conv_in_kernel: usize,
     pub(crate) conv_out_kernel: usize,
@@ -43,6 +43,8 @@ fn require_fixed(config: &mut ConfigReader) -> Result<(), ConfigError> {
         "cross_attention_norm",
         "encoder_hid_dim",
         "encoder_hid_dim_type",
+        // diffusers refuses it too: its own name for the number of heads is attention_head_dim.
+        "num_attention_heads",
         "num_class_embeds",
         "projection_class_embeddings_input_dim",
         "reverse_transformer_layers_per_block",
@@ -61,6 +63,7 @@ fn require_fixed(config: &mut ConfigReader) -> Result<(), ConfigError> {
     config.require_one_of("mid_block_only_cross_attention", &[Value::Null, false.into()])?;
     config.require_default("act_fn", "silu")?;
     config.require_default("attention_type", "default")?;
+    config.require_default("downsample_padding", 1)?;
     config.require_default("mid_block_scale_factor", 1)?;
     config.require_default("mid_block_type", "UNetMidBlock2DCrossAttn")?;
     config.require_default("resnet_out_scale_factor", 1)?;
@@ -93,7 +96,6 @@ impl UNetConfig {
             eps: config.f32_in("norm_eps", 1e-5, 0.0..=1.0)?,
             flip_sin_to_cos: config.bool("flip_sin_to_cos", true)?,
             freq_shift: config.f32("freq_shift", 0.0)?,
-            downsample_padding: choice_of(&mut config, "downsample_padding", 1, &[0, 1])?,
             linear_projection: config.bool("use_linear_projection", false)?,
             conv_in_kernel: choice_of(&mut config, "conv_in_kernel", 3, &[1, 3, 5, 7])?,
             conv_out_kernel: choice_of(&mut config, "conv_out_kernel", 3, &[1, 3, 5, 7])?,
@@ -143,15 +145,17 @@ impl UNetConfig {
 fn read_levels(config: &mut ConfigReader) -> Result<Vec<Level>, ConfigError> {
     let channels = config.counts("block_out_channels", &[320, 640, 1280, 1280])?;
     let depth = channels.len();
+    if depth > MAX_LEVELS {
+        return Err(config.refuse("block_out_channels", format!("at most {MAX_LEVELS} levels")));
+    }
     let layers = config.one_or_many("layers_per_block", depth, 2)?;
     let transformer_layers = config.one_or_many("transformer_layers_per_block", depth, 1)?;
     let only_cross = config.one_or_many_bools("only_cross_attention", depth, false)?;
     if only_cross.contains(&true) {
         return Err(config.refuse("only_cross_attention", "false"));
     }
-    // diffusers' name for the number of heads, kept since the first release; the right name wins.
+    // diffusers' name for the number of heads, kept since the first release.
     let heads = config.one_or_many("attention_head_dim", depth, 8)?;
-    let heads = config.optional_one_or_many("num_attention_heads", depth)?.unwrap_or(heads);
     let cross = "CrossAttnDownBlock2D";
     let down = read_blocks(config, "down_block_types", [cross, cross, cross, "DownBlock2D"], depth)?;
     let cross = "CrossAttnUpBlock2D";

@@ -24,6 +24,7 @@
 //!
 //! Nothing here opens a socket: checkpoints are folders that are already on this machine.
 
+// A library must not panic; tests may.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 #[cfg(not(any(feature = "cpu", feature = "wgpu", feature = "cuda")))]

@@ -235,7 +235,7 @@ impl UNet2dCondition {
             self.config.flip_sin_to_cos,
             self.config.freq_shift,
             &self.device,
-            dtype.into(),
+            dtype,
         );
         let time = self.time_linear_1.forward(embedded.unsqueeze_dim::<3>(1));
         let time = ops::silu(self.time_linear_2.forward(ops::silu(time)));

@@ -144,20 +144,23 @@ pub(crate) struct Target {
     pub(crate) kind: DeviceKind,
     pub(crate) name: String,
     pub(crate) dtype: DType,
+    /// Devices that were there and were not taken, with the reason.
+    pub(crate) passed_over: Vec<String>,
 }
 
 impl Target {
     /// Finds the device, checks it, and settles the precision.
     pub(crate) fn open(choice: &DeviceChoice, precision: Precision) -> Result<Self, DeviceError> {
+        let mut passed_over = Vec::new();
         let (device, kind, name) = match choice {
-            DeviceChoice::Auto => auto()?,
+            DeviceChoice::Auto => auto(&mut passed_over)?,
             DeviceChoice::Cpu => cpu()?,
             DeviceChoice::Wgpu => wgpu(true)?,
             DeviceChoice::Cuda(index) => cuda(*index)?,
             DeviceChoice::Existing(device) => existing(device)?,
         };
         let dtype = dtype(&device, kind, &name, precision)?;
-        Ok(Self { device, kind, name, dtype })
+        Ok(Self { device, kind, name, dtype, passed_over })
     }
 
     /// Runs work that computes: on the CPU within the thread pool, where the kernels' parallel parts start
@@ -199,16 +202,23 @@ fn dtype(
     Err(DeviceError::Precision { device: name.to_owned(), precision })
 }
 
-fn auto() -> Result<Found, DeviceError> {
-    #[cfg(feature = "cuda")]
-    if let Ok(found) = cuda(0) {
-        return Ok(found);
-    }
-    #[cfg(feature = "wgpu")]
-    if let Ok(found) = wgpu(false) {
-        return Ok(found);
+fn auto(passed_over: &mut Vec<String>) -> Result<Found, DeviceError> {
+    for open in [cuda_first, wgpu_hardware] {
+        match open() {
+            Ok(found) => return Ok(found),
+            Err(DeviceError::NotBuilt { .. } | DeviceError::NotFound { .. }) => {}
+            Err(error) => passed_over.push(error.to_string()),
+        }
     }
     cpu()
+}
+
+fn cuda_first() -> Result<Found, DeviceError> {
+    cuda(0)
+}
+
+fn wgpu_hardware() -> Result<Found, DeviceError> {
+    wgpu(false)
 }
 
 #[cfg(feature = "cpu")]
@@ -308,31 +318,38 @@ fn guard_init<T>(device: &str, init: impl FnOnce() -> Result<T, DeviceError>) ->
 }
 
 /// Sums whose loops are long enough to meet a driver's loop cap (Mesa 22's software Vulkan stops
-/// at 65,535 rounds and says nothing).
+/// after 65,535 rounds and says nothing).
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn self_check(found: Found) -> Result<Found, DeviceError> {
     use burn::tensor::Tensor;
+    use burn::tensor::module::conv2d;
+    use burn::tensor::ops::ConvOptions;
 
-    const LENGTH: usize = 70_000;
+    const LENGTH: usize = 1 << 19;
+    const CHANNELS: usize = 1 << 15;
     let (device, _, name) = &found;
-    let run = |check: &'static str, sum: &dyn Fn(Tensor<2>) -> Tensor<2>| {
+    let check = |check: &'static str, expected: usize, sum: &dyn Fn() -> Tensor<1>| {
         let read = guard_init(name, || {
-            let ones = Tensor::<2>::ones([1, LENGTH], (device, DType::F32));
-            sum(ones).try_into_vec_as::<f32>().map_err(|error| DeviceError::NotFound {
+            sum().try_into_vec_as::<f32>().map_err(|error| DeviceError::NotFound {
                 device: name.clone(),
                 found: 1,
                 reason: format!("its first computation failed: {error}"),
             })
         })?;
-        let found = read.first().copied().unwrap_or(f32::NAN);
-        if found == LENGTH as f32 {
+        let (expected, found) = (expected as f32, read.first().copied().unwrap_or(f32::NAN));
+        if found == expected {
             return Ok(());
         }
         let hint = "; Mesa 25 or later computes rightly";
-        Err(DeviceError::WrongResults { device: name.clone(), check, expected: LENGTH as f32, found, hint })
+        Err(DeviceError::WrongResults { device: name.clone(), check, expected, found, hint })
     };
-    run("a sum of 70000 ones", &|ones| ones.sum_dim(1))?;
-    run("a dot product of 70000 ones", &|ones| ones.clone().matmul(ones.transpose()))?;
+    let ones = || Tensor::<2>::ones([1, LENGTH], (device, DType::F32));
+    check("a sum of ones", LENGTH, &|| ones().sum_dim(1).flatten(0, 1))?;
+    check("a dot product of ones", LENGTH, &|| ones().matmul(ones().transpose()).flatten(0, 1))?;
+    check("a convolution of ones", CHANNELS * 9, &|| {
+        let ones = Tensor::<4>::ones([1, CHANNELS, 3, 3], (device, DType::F32));
+        conv2d(ones.clone(), ones, None, ConvOptions::new([1, 1], [0, 0], [1, 1], 1)).flatten(0, 3)
+    })?;
     Ok(found)
 }
 

@@ -48,7 +48,7 @@ pub enum Activation {
     Silu,
 }
 
-/// Which keys a query sees in [`attention`].
+/// Which keys a query sees in `attention`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Mask {
     /// All of them.

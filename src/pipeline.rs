@@ -106,6 +106,7 @@ impl Pipeline {
         let target = Target::open(&options.device, options.precision)?;
         let (family, mut model) = guard(Stage::Load, || families::load(files, &target))?;
         adjust(&mut model);
+        model.notes.extend(target.passed_over.iter().cloned());
         Ok(Self(Arc::new(Inner {
             family: family.name,
             identity: format!("{} in {} on {}", model.digest, target.precision(), target.name).into(),
@@ -151,7 +152,8 @@ impl Pipeline {
         &self.0.model.defaults.guidance
     }
 
-    /// What a user should know of this checkpoint, such as parts that are not run.
+    /// What a user should know: parts of the checkpoint that are not run, devices that were passed over
+    /// although they are there.
     pub fn notes(&self) -> &[String] {
         &self.0.model.notes
     }

@@ -37,7 +37,7 @@ pub(crate) struct Common {
     #[arg(long)]
     model: Option<PathBuf>,
     /// What to steer away from.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", allow_hyphen_values = true)]
     negative: String,
     /// Width in pixels.
     #[arg(long)]

@@ -231,6 +231,26 @@ mod tests {
     }
 
     #[test]
+    fn threads_that_save_to_one_path_leave_one_whole_picture() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("shared.png");
+        let picture = |shade| Picture {
+            pixels: RgbImage::from_pixel(65, 33, ::image::Rgb([shade, 1, 2])),
+            seed: u64::from(shade),
+            parameters: String::new(),
+        };
+        std::thread::scope(|scope| {
+            for shade in 0..8 {
+                let (path, picture) = (&path, picture(shade));
+                scope.spawn(move || (0..20).for_each(|_| picture.save(path).unwrap()));
+            }
+        });
+        let left = open(&path).unwrap();
+        assert!((0..8).any(|shade| left == picture(shade).pixels));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "no part file is left");
+    }
+
+    #[test]
     fn the_lanczos_window_is_one_in_the_middle_and_zero_at_whole_steps() {
         assert_eq!(lanczos3(0.0), 1.0);
         for x in [1.0, 2.0, 3.0, -1.0, -2.5e9] {

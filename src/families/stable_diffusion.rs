@@ -185,3 +185,24 @@ fn check_tokenizer(files: &Files, tokenizer: &Tokenizer, model: &ClipTextModel) 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::samplers::{Plan, Sampler, SigmaSchedule};
+
+    /// Leading spacing: `(7 - 1) * (1000 / 7)`, plus `steps_offset`.
+    #[test]
+    fn an_offset_that_the_file_leaves_out_is_overruled_for_the_checkpoints_own_settings_alone() {
+        let json =
+            serde_json::json!({"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"});
+        let schedulers = schedulers(json).unwrap();
+        let first = |sampler, sigmas| {
+            let config = schedulers.config(sampler, sigmas);
+            Plan::new(config, None, None, 7, None).unwrap().steps()[0].timestep
+        };
+        assert_eq!(first(None, None), 853.0);
+        assert_eq!(first(Some(Sampler::Euler), None), 852.0);
+        assert_eq!(first(None, Some(SigmaSchedule::Karras)), 852.0);
+    }
+}

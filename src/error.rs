@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use crate::device::DeviceError;
 use crate::image::ImageError;
+use crate::job::SavedJobError;
 use crate::request::RequestError;
 use crate::samplers::SamplerError;
 use crate::text::tokenizer::TokenizerError;
@@ -89,6 +90,9 @@ pub enum Error {
         /// Those of the pipeline that started the job.
         found: String,
     },
+    /// Bytes that are no saved job, or none that can go on here.
+    #[error("saved job: {0}")]
+    SavedJob(#[from] SavedJobError),
     /// `finish` was called before the last step.
     #[error("a job is finished after its last step: {done} of {total} steps are done")]
     Unfinished {

@@ -34,6 +34,8 @@ pub(crate) struct Model {
     pub(crate) defaults: Defaults,
     /// Of all weights, as stored.
     pub(crate) digest: String,
+    /// Of the configs that decide what is computed with the weights.
+    pub(crate) configs: String,
     /// Bytes of weights on the device.
     pub(crate) bytes: u64,
     /// What a user should know of this checkpoint.

@@ -1,10 +1,13 @@
 //! One request in flight.
 
+pub(crate) mod saved;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 
+pub use self::saved::SavedJobError;
 use crate::guidance::GuidancePlan;
 use crate::request::Request;
 use crate::samplers::noise::Generator;

@@ -16,7 +16,8 @@
 //!
 //! [`Pipeline::generate`] is made of three public calls, so that other schedulers can own the loop:
 //! [`start`](Pipeline::start) encodes and draws noise, [`step`](Pipeline::step) moves a mixed set of jobs
-//! by one denoising step each, [`finish`](Pipeline::finish) decodes.
+//! by one denoising step each, [`finish`](Pipeline::finish) decodes. [`save`](Pipeline::save) and
+//! [`resume`](Pipeline::resume) carry a job over an interruption, to the same bits.
 //!
 //! **The same seed gives the same picture.** Noise is drawn as PyTorch's CPU generator draws it, one
 //! generator a picture, so a seed gives diffusers' picture up to rounding. On the CPU a picture's bits do
@@ -51,7 +52,7 @@ pub mod weights;
 pub use device::{DeviceChoice, DeviceKind, Precision};
 pub use error::{Error, Result, Stage};
 pub use image::Picture;
-pub use job::Job;
-pub use pipeline::{Generation, LoadOptions, Pipeline, Progress, Raw, Report};
+pub use job::{Job, SavedJobError};
+pub use pipeline::{Generation, LoadOptions, Pipeline, Progress, Raw, Report, Resume};
 pub use request::{Guidance, Input, Request};
 pub use samplers::{Sampler, SigmaSchedule};

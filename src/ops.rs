@@ -67,6 +67,15 @@ macro_rules! on_cpu {
     };
 }
 
+/// The instruction set that the CPU's kernels use on this machine: with it, and the crate's version, their bits
+/// are settled.
+pub(crate) fn instruction_set() -> String {
+    #[cfg(feature = "cpu")]
+    return cpu::instruction_set();
+    #[cfg(not(feature = "cpu"))]
+    return "no CPU kernels".to_owned();
+}
+
 /// `x · weightᵀ + bias`.
 ///
 /// * `x`: `[batch, tokens, inputs]`; `weight`: `[outputs, inputs]`; `bias`: `[outputs]`

@@ -4,6 +4,7 @@ mod finish;
 mod memory;
 mod parts;
 mod preview;
+mod saving;
 mod start;
 mod step;
 
@@ -16,6 +17,7 @@ use ::image::RgbImage;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 pub use self::finish::{Generation, Raw, Report};
+pub use self::saving::Resume;
 use crate::device::{DeviceChoice, DeviceError, DeviceKind, Precision, Target, guard};
 use crate::error::{Error, Result, Stage};
 use crate::families::{self, Model};

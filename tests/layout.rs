@@ -15,6 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "autoencoder",
             "guidance",
             "nn",
+            "ops",
             "samplers",
             "text",
             "weights",
@@ -40,7 +41,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("image", &[]),
     ("request", &["samplers"]),
     ("device", &["error"]),
-    ("error", &["device", "image", "request", "samplers", "text", "weights"]),
+    ("error", &["device", "image", "job", "request", "samplers", "text", "weights"]),
     ("lib", &[]),
 ];
 

@@ -94,6 +94,7 @@ fn load(files: &Files, index: &Value, target: &Target) -> Result<Model> {
             guidance: Guidance::classifier_free(7.5),
         },
         digest: format!("{}-{}-{}", text_stats.0, unet_stats.0, vae_stats.0),
+        configs: files.digest(&[UNET_CONFIG, VAE_CONFIG, SCHEDULER_CONFIG])?,
         bytes: text_stats.1 + unet_stats.1 + vae_stats.1,
         notes,
     })

@@ -25,6 +25,11 @@ use half::vec::HalfFloatVecExt;
 pub(crate) use pack::Elements;
 pub(crate) use parallel::output;
 
+/// The instruction set that was found.
+pub(crate) fn instruction_set() -> String {
+    format!("{:?}", isa::Isa::detect())
+}
+
 /// Whether `x` lives on the flex backend (outside autodiff, whose graph must see every operation) in a dtype that
 /// the kernels know.
 pub(crate) fn holds<const D: usize>(x: &Tensor<D>) -> bool {

@@ -30,6 +30,13 @@ impl Pipeline {
     /// would not fit, [`Error::Device`] and [`Error::NonFinite`] for what goes wrong.
     pub fn start(&self, request: &Request) -> Result<Job> {
         request.validate()?;
+        let (plan, guidance, (width, height)) = self.settle(request)?;
+        let target = &self.0.target;
+        target.run(|| guard(Stage::EncodeText, || self.encode(request, plan, &guidance, width, height)))
+    }
+
+    /// The schedule, guidance and size of a valid request, if it can be carried out here.
+    pub(super) fn settle(&self, request: &Request) -> Result<(Plan, Guidance, (u32, u32))> {
         let (width, height) = self.size(request)?;
         let strength = match &request.input {
             Input::Text => None,
@@ -40,8 +47,13 @@ impl Pipeline {
         let plan = Plan::new(scheduler, request.sampler, request.sigmas, steps, strength)?;
         let guidance = request.guidance.as_ref().unwrap_or(&self.0.model.defaults.guidance).clone();
         self.check_memory(request, width, height, &guidance)?;
-        let target = &self.0.target;
-        target.run(|| guard(Stage::EncodeText, || self.encode(request, plan, &guidance, width, height)))
+        Ok((plan, guidance, (width, height)))
+    }
+
+    /// `[1, channels, height, width]` of one picture's latents.
+    pub(super) fn latent_shape(&self, width: u32, height: u32) -> [usize; 4] {
+        let factor = self.0.model.autoencoder.config().factor();
+        [1, self.0.model.denoiser.latent_channels(), height as usize / factor, width as usize / factor]
     }
 
     fn size(&self, request: &Request) -> Result<(u32, u32), RequestError> {
@@ -178,9 +190,7 @@ impl Pipeline {
     /// latents' noise, one generator a picture.
     fn row(&self, seed: u64, plan: &Plan, image: Option<&Encoded>, width: u32, height: u32) -> Row {
         let autoencoder = self.0.model.autoencoder.config();
-        let factor = autoencoder.factor();
-        let shape =
-            [1, self.0.model.denoiser.latent_channels(), height as usize / factor, width as usize / factor];
+        let shape = self.latent_shape(width, height);
         let length = shape.iter().product();
         let mut generator = Generator::new(seed);
         let latents: Vec<f32> = match image {

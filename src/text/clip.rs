@@ -137,6 +137,11 @@ impl ClipTextModel {
         self.layers.len()
     }
 
+    /// Channels of the states.
+    pub(crate) fn width(&self) -> usize {
+        self.config.hidden_size
+    }
+
     pub(crate) fn vocab_size(&self) -> usize {
         self.config.vocab_size
     }

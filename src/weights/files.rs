@@ -10,6 +10,7 @@ use std::{
 
 use memmap2::Mmap;
 use serde_json::Value;
+use xxhash_rust::xxh3::Xxh3;
 
 use super::json;
 
@@ -189,6 +190,17 @@ impl Files {
     pub fn json_after(&self, path: &str, edit: impl FnOnce(&str) -> String) -> Result<Value, FilesError> {
         json::parse(&edit(&self.text(path)?))
             .map_err(|error| FilesError::InvalidJson { file: self.name(path), reason: error.to_string() })
+    }
+
+    /// A digest of small files (XXH3, 128 bits, in hexadecimal).
+    pub(crate) fn digest(&self, paths: &[&str]) -> Result<String, FilesError> {
+        let mut hasher = Xxh3::new();
+        for path in paths {
+            let text = self.text(path)?;
+            hasher.update(&(text.len() as u64).to_le_bytes());
+            hasher.update(text.as_bytes());
+        }
+        Ok(format!("{:032x}", hasher.digest128()))
     }
 
     /// How errors name the file at `path`.

@@ -71,9 +71,13 @@ macro_rules! on_cpu {
 /// are settled.
 pub(crate) fn instruction_set() -> String {
     #[cfg(feature = "cpu")]
-    return cpu::instruction_set();
+    {
+        cpu::instruction_set()
+    }
     #[cfg(not(feature = "cpu"))]
-    return "no CPU kernels".to_owned();
+    {
+        "no CPU kernels".to_owned()
+    }
 }
 
 /// `x · weightᵀ + bias`.

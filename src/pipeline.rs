@@ -92,15 +92,16 @@ impl Pipeline {
         Self::open(&files, options, |_| ())
     }
 
-    /// Loads the small model that is compiled into this crate: emoji scenes such as "a red apple on a
-    /// blue background".
+    /// Loads the small model that is compiled into this crate: one or two emoji on a plain background, such as
+    /// "a red apple on a blue background" or "a panda above a rose, pink background", 64×64 pixels.
     ///
     /// # Errors
     /// [`Error::Device`] for the device.
     #[cfg(feature = "embedded")]
     pub fn embedded(options: LoadOptions) -> Result<Self> {
         Self::open(&Files::Embedded(EMBEDDED), options, |model| {
-            model.defaults.guidance = Guidance::classifier_free(4.0);
+            model.defaults.steps = 20;
+            model.defaults.guidance = Guidance::classifier_free(2.5);
         })
     }
 
@@ -276,10 +277,8 @@ const EMBEDDED: &[(&str, &[u8])] = embedded![
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
     "text_encoder/model.safetensors",
-    "tokenizer/merges.txt",
     "tokenizer/tokenizer.json",
     "tokenizer/tokenizer_config.json",
-    "tokenizer/vocab.json",
     "unet/config.json",
     "unet/diffusion_pytorch_model.safetensors",
     "vae/config.json",

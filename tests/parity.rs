@@ -54,5 +54,7 @@ fn the_embedded_model_matches_diffusers() {
     let pipeline = Pipeline::embedded(options(DeviceChoice::Cpu, Precision::F32)).unwrap();
     let expected = Expected::read("embedded");
     parity::text(&pipeline, &expected, LIMITS);
-    parity::pictures(&|_| pipeline.clone(), &expected, "text_to_image", LIMITS, &|_| true);
+    for kind in ["text_to_image", "image_to_image"] {
+        parity::pictures(&|_| pipeline.clone(), &expected, kind, LIMITS, &|_| true);
+    }
 }

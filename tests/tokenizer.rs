@@ -23,7 +23,7 @@ fn fixtures() -> PathBuf {
 }
 
 fn seed() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/tokenizer")
+    fixtures().join("seed")
 }
 
 /// A checkpoint whose `tokenizer` folder has the named files of `from`.
@@ -57,6 +57,7 @@ fn sources() -> Vec<(&'static str, TempDir)> {
         ("seed, vocab and merges", copy(&seed(), PLAIN)),
         ("pad_sign", copy(&fixtures().join("pad_sign"), PAD_SIGN)),
         ("truncating", copy(&fixtures().join("truncating"), SAVED)),
+        ("embedded", copy(&Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/tokenizer"), SAVED)),
     ]
 }
 
@@ -86,7 +87,7 @@ fn every_prompt_gets_the_ids_and_the_cut_text_of_transformers() {
             compared += 1;
         }
     }
-    assert_eq!(compared, 4 * 32);
+    assert_eq!(compared, 5 * 32);
 }
 
 #[test]

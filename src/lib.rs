@@ -23,6 +23,9 @@
 //! generator a picture, so a seed gives diffusers' picture up to rounding. On the CPU a picture's bits do
 //! not depend on what else is in the batch, on its order, or on a neighbour's failure.
 //!
+//! [`engine`] serves many submitters over one pipeline: a bounded queue, fair classes, batches that jobs join
+//! and leave between steps, deadlines, cancellation, checkpoints.
+//!
 //! Nothing here opens a socket: checkpoints are folders that are already on this machine.
 
 // A library must not panic; tests may.
@@ -34,6 +37,7 @@ compile_error!("aquatint needs at least one of the features `cpu`, `wgpu` and `c
 mod autoencoder;
 mod denoisers;
 pub mod device;
+pub mod engine;
 pub mod error;
 mod families;
 mod guidance;

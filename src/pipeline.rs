@@ -2,6 +2,7 @@
 
 mod finish;
 mod memory;
+mod needs;
 mod parts;
 mod preview;
 mod saving;
@@ -17,6 +18,7 @@ use ::image::RgbImage;
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 pub use self::finish::{Generation, Raw, Report};
+pub(crate) use self::needs::Needs;
 pub use self::saving::Resume;
 use crate::device::{DeviceChoice, DeviceError, DeviceKind, Precision, Target, guard};
 use crate::error::{Error, Result, Stage};

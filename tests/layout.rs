@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// For each top-level module, what it may use: the arrows of the crate's design.
 const ARROWS: &[(&str, &[&str])] = &[
+    ("engine", &["pipeline", "job", "request", "samplers", "device", "error"]),
     (
         "pipeline",
         &[

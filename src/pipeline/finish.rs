@@ -63,7 +63,12 @@ impl Pipeline {
     /// [`Error::Unfinished`] and [`Error::ForeignJob`] for jobs that are not ready or not this
     /// pipeline's; [`Error::NonFinite`] names the stage that overflowed; [`Error::Device`].
     pub fn finish(&self, job: Job) -> Result<Generation> {
-        self.check_owner(&job)?;
+        self.decode_job(&job)
+    }
+
+    /// [`finish`](Self::finish) for a caller that keeps the job, to try again or to save it.
+    pub(crate) fn decode_job(&self, job: &Job) -> Result<Generation> {
+        self.check_owner(job)?;
         if !job.is_done() {
             return Err(Error::Unfinished { done: job.step(), total: job.total() });
         }
@@ -74,7 +79,7 @@ impl Pipeline {
             images.push(Picture {
                 pixels: from_unit(job.width, job.height, &decoded.unit),
                 seed: row.seed,
-                parameters: self.parameters(&job, row.seed),
+                parameters: self.parameters(job, row.seed),
             });
             if job.request.keep_raw {
                 latents.extend(decoded.latents);
@@ -95,7 +100,7 @@ impl Pipeline {
             denoising: job.denoising,
             decoding: begun.elapsed(),
             memory: self.memory(),
-            notes: job.notes,
+            notes: job.notes.clone(),
         };
         Ok(Generation { images, report, raw })
     }

@@ -116,19 +116,13 @@ impl Pipeline {
     }
 
     fn rebuild(&self, head: Head, mut tensors: Tensors, resume: Resume) -> Result<Job> {
+        let moved = self.check_origin(&head, resume)?;
         let mut notes = head.notes;
-        let model = &self.0.model;
-        same("weights", &model.digest, &head.weights)?;
-        same("configs", &model.configs, &head.configs)?;
-        let here = self.fingerprint();
-        if here != head.fingerprint {
-            if resume == Resume::Exact {
-                return Err(SavedJobError::OtherMachine { expected: here, found: head.fingerprint }.into());
-            }
-            notes.push(format!("begun on {}, resumed after step {} on {here}", head.fingerprint, head.step));
-        }
+        notes.extend(moved);
         let request = request(head.request, &mut tensors)?;
         let (plan, guidance, (width, height)) = self.settle(&request)?;
+        self.check_memory(&request, width, height, &guidance)?;
+        let model = &self.0.model;
         same("schedule", &schedule_digest(&plan), &head.schedule)?;
         let total = plan.steps().len();
         if head.step > total {
@@ -162,6 +156,22 @@ impl Pipeline {
             encoding: Duration::from_micros(head.encoding),
             denoising: Duration::from_micros(head.denoising),
         })
+    }
+
+    /// Refuses a job of another model, and one of another machine unless other bits are allowed; then the
+    /// note that says so.
+    pub(super) fn check_origin(&self, head: &Head, resume: Resume) -> Result<Option<String>, SavedJobError> {
+        let model = &self.0.model;
+        same("weights", &model.digest, &head.weights)?;
+        same("configs", &model.configs, &head.configs)?;
+        let here = self.fingerprint();
+        if here == head.fingerprint {
+            return Ok(None);
+        }
+        if resume == Resume::Exact {
+            return Err(SavedJobError::OtherMachine { expected: here, found: head.fingerprint.clone() });
+        }
+        Ok(Some(format!("begun on {}, resumed after step {} on {here}", head.fingerprint, head.step)))
     }
 
     fn rows(
@@ -244,7 +254,7 @@ fn schedule_digest(plan: &Plan) -> String {
     format!("{:032x}", xxh3_128(format!("{plan:?}").as_bytes()))
 }
 
-fn request(saved: SavedRequest, tensors: &mut Tensors) -> Result<Request> {
+pub(super) fn request(saved: SavedRequest, tensors: &mut Tensors) -> Result<Request> {
     let input = match saved.strength {
         None => Input::Text,
         Some(strength) => {

@@ -4,13 +4,12 @@ use std::time::Instant;
 
 use ::image::RgbImage;
 
-use super::{Pipeline, check_finite, download, memory, upload};
-use crate::device::{DeviceKind, guard};
-use crate::error::{Error, Result, Stage};
+use super::{Pipeline, check_finite, download, upload};
+use crate::device::guard;
+use crate::error::{Result, Stage};
 use crate::guidance::GuidancePlan;
 use crate::image::{resize_lanczos, to_signed};
 use crate::job::{Job, Row};
-use crate::nn::bytes_of_maps;
 use crate::request::{Guidance, Input, MAX_SIDE, Request, RequestError};
 use crate::samplers::Plan;
 use crate::samplers::noise::Generator;
@@ -31,6 +30,7 @@ impl Pipeline {
     pub fn start(&self, request: &Request) -> Result<Job> {
         request.validate()?;
         let (plan, guidance, (width, height)) = self.settle(request)?;
+        self.check_memory(request, width, height, &guidance)?;
         let target = &self.0.target;
         target.run(|| guard(Stage::EncodeText, || self.encode(request, plan, &guidance, width, height)))
     }
@@ -46,7 +46,6 @@ impl Pipeline {
         let scheduler = self.0.model.schedulers.config(request.sampler, request.sigmas);
         let plan = Plan::new(scheduler, request.sampler, request.sigmas, steps, strength)?;
         let guidance = request.guidance.as_ref().unwrap_or(&self.0.model.defaults.guidance).clone();
-        self.check_memory(request, width, height, &guidance)?;
         Ok((plan, guidance, (width, height)))
     }
 
@@ -74,37 +73,6 @@ impl Pipeline {
         let width = check("width", request.width.unwrap_or(natural_width))?;
         let height = check("height", request.height.unwrap_or(natural_height))?;
         Ok((width, height))
-    }
-
-    /// On the CPU an allocation that fails ends the process, so what cannot fit is refused before.
-    fn check_memory(&self, request: &Request, width: u32, height: u32, guidance: &Guidance) -> Result<()> {
-        if self.0.target.kind != DeviceKind::Cpu {
-            return Ok(());
-        }
-        let Some(available) = memory::available() else {
-            return Ok(());
-        };
-        let autoencoder = &self.0.model.autoencoder;
-        let factor = autoencoder.config().factor();
-        let (width, height, count) = (width as usize, height as usize, request.count.unwrap_or(1) as usize);
-        let (columns, lines) = (width / factor, height / factor);
-        let halves = if GuidancePlan::new(guidance).is_some() { 2 } else { 1 };
-        let rows = count.saturating_mul(halves).min(self.0.max_batch);
-        // Every picture's latents with what its sampler keeps, and every finished picture.
-        const LATENTS: usize = 8;
-        let channels = self.0.model.denoiser.latent_channels();
-        let kept = bytes_of_maps(LATENTS, &[count, channels, columns, lines]);
-        let floats = if request.keep_raw { 2 } else { 1 };
-        let pictures = bytes_of_maps(3 * floats, &[count, width, height]);
-        for (what, needed) in [
-            ("denoising", self.0.model.denoiser.peak_bytes(rows, columns, lines).saturating_add(kept)),
-            ("decoding", autoencoder.peak_bytes(width, height).saturating_add(kept).saturating_add(pictures)),
-        ] {
-            if needed > available {
-                return Err(Error::Memory { what, needed, available });
-            }
-        }
-        Ok(())
     }
 
     fn encode(

@@ -62,6 +62,20 @@ impl Pipeline {
         self.0.target.run(|| self.step_all(jobs))
     }
 
+    /// [`step`](Self::step), and waits for the device. A failure that shows only there is every job's, and
+    /// each stays where it was.
+    pub(crate) fn step_and_wait(&self, jobs: &mut [&mut Job]) -> Vec<Result<()>> {
+        let before: Vec<(usize, Vec<Row>)> = jobs.iter().map(|job| (job.index, job.rows.clone())).collect();
+        let results = self.step(jobs);
+        let Err(error) = self.0.target.device.sync() else {
+            return results;
+        };
+        for (job, (index, rows)) in jobs.iter_mut().zip(before) {
+            (job.index, job.rows) = (index, rows);
+        }
+        jobs.iter().map(|_| Err(DeviceError::execution(Stage::Denoise, &error).into())).collect()
+    }
+
     fn step_all(&self, jobs: &mut [&mut Job]) -> Vec<Result<()>> {
         let begun = Instant::now();
         let (groups, mut outputs) = self.entries(jobs);

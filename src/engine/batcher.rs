@@ -1,0 +1,286 @@
+//! What the device does next: which jobs share a launch, and how many.
+
+use super::cost::{BatchKey, Phase};
+use super::lifecycle::{Ending, Trigger};
+use super::queue::{JobId, virtual_charge};
+use super::scheduler::{Action, Flight, Last, Launch, Scheduler};
+
+/// Launches of any phase for which a key rests after one that was half full, twice that after less.
+const REST: u64 = 6;
+/// The most keys whose rest is remembered.
+const MAX_RESTING: usize = 4_096;
+
+/// Jobs chosen for a launch of one key.
+#[derive(Debug, Default)]
+struct Chosen {
+    starts: Vec<JobId>,
+    ready: Vec<JobId>,
+}
+
+impl Scheduler {
+    /// Chooses the next launch. Phases take turns, so that encoding and decoding share the device with
+    /// the steps and never hold them up for more than one launch each.
+    pub(super) fn decide(&mut self, actions: &mut Vec<Action>) {
+        let last = self.last;
+        let launched = (!last.suspects && self.launch_suspects())
+            || (last.phase != Some(Phase::Finish) && self.launch_finish())
+            || last.started.is_some_and(|key| self.launch_step_of(key, false, actions))
+            || self.launch_step(last.phase != Some(Phase::Start), actions)
+            || (last.phase == Some(Phase::Start) && self.launch_step(true, actions))
+            || (last.phase == Some(Phase::Finish) && self.launch_finish())
+            || (last.suspects && self.launch_suspects());
+        if let Some(flight) = self.flight.as_ref().filter(|_| launched) {
+            actions.push(Action::Launch(flight.launch.clone()));
+        }
+    }
+
+    /// A group of a failed launch, tried again apart.
+    fn launch_suspects(&mut self) -> bool {
+        while let Some((phase, key, group)) = self.suspects.pop_front() {
+            let alive: Vec<JobId> = group.into_iter().filter(|id| self.jobs.contains_key(id)).collect();
+            if !alive.is_empty() {
+                self.launch(phase, key, alive, true);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// The jobs that have waited longest for decoding, and others of their key.
+    fn launch_finish(&mut self) -> bool {
+        let oldest = self.decodable.iter().filter_map(|(key, jobs)| jobs.first().map(|id| (*id, *key))).min();
+        let Some((_, key)) = oldest else {
+            return false;
+        };
+        let mut rows = 0u32;
+        let mut chosen = Vec::new();
+        for id in self.decodable.get(&key).into_iter().flatten() {
+            let Some(job) = self.jobs.get(id) else {
+                continue;
+            };
+            let need = job.price.rows;
+            let cap = self.caps.rows(Phase::Finish, &job.price).min(self.limits.finish_rows);
+            if !chosen.is_empty() && rows.saturating_add(need) > cap {
+                break;
+            }
+            rows = rows.saturating_add(need);
+            chosen.push(*id);
+        }
+        if let Some(jobs) = self.decodable.get_mut(&key) {
+            chosen.iter().for_each(|id| {
+                jobs.remove(id);
+            });
+            if jobs.is_empty() {
+                self.decodable.remove(&key);
+            }
+        }
+        self.launch(Phase::Finish, key, chosen, false);
+        true
+    }
+
+    /// A step of the jobs whose turn it is; or, where there is room beside them, the start of others.
+    fn launch_step(&mut self, mut may_start: bool, actions: &mut Vec<Action>) -> bool {
+        loop {
+            let (resting, launches) = (&self.resting, self.launches);
+            let rests = |key| resting.get(&key).is_some_and(|until| *until > launches);
+            let Some(key) = self.queue.turn(may_start, rests) else {
+                return false;
+            };
+            let ended = actions.len();
+            if self.launch_step_of(key, may_start, actions) {
+                return true;
+            }
+            if actions.len() > ended {
+                // Jobs ended instead of starting; another lane has its turn.
+                continue;
+            }
+            if !may_start {
+                return false;
+            }
+            // Queued jobs that may not start yet: only what is running can go on.
+            may_start = false;
+        }
+    }
+
+    fn launch_step_of(&mut self, key: BatchKey, may_start: bool, actions: &mut Vec<Action>) -> bool {
+        let chosen = self.choose(key, may_start, actions);
+        if !chosen.starts.is_empty() {
+            self.launch(Phase::Start, key, chosen.starts, false);
+            return true;
+        }
+        for id in &chosen.ready {
+            if let Some(job) = self.jobs.get(id) {
+                self.queue.take_ready(*id, &job.place);
+            }
+        }
+        let any = !chosen.ready.is_empty();
+        if any {
+            self.rest(key, &chosen.ready);
+            self.launch(Phase::Step, key, chosen.ready, false);
+        }
+        any
+    }
+
+    /// A launch that is far from full costs almost as much as a full one: others go first while more
+    /// jobs of its key come together.
+    fn rest(&mut self, key: BatchKey, jobs: &[JobId]) {
+        let of = |id: &JobId| self.jobs.get(id).map(|job| &job.price);
+        let rows = jobs.iter().filter_map(of).map(|price| price.rows).fold(0, u32::saturating_add);
+        let cap = jobs.first().and_then(of).map_or(1, |price| self.caps.rows(Phase::Step, price));
+        let rest = match cap / rows.max(1) {
+            0 | 1 => 0,
+            2 | 3 => REST,
+            _ => 2 * REST,
+        };
+        let launches = self.launches;
+        if self.resting.len() > MAX_RESTING {
+            self.resting.retain(|_, until| *until > launches);
+        }
+        self.resting.insert(key, launches + 1 + rest);
+    }
+
+    /// Fills a launch of `key` class by class in virtual time. Started jobs come before queued ones of
+    /// their class.
+    fn choose(&mut self, key: BatchKey, may_start: bool, actions: &mut Vec<Action>) -> Chosen {
+        let classes = self.limits.classes.len();
+        let mut ready: Vec<Vec<(JobId, u32)>> =
+            (0..classes).map(|class| self.ready_rows(class, key)).collect();
+        ready.iter_mut().for_each(|jobs| jobs.reverse());
+        let mut times = self.queue.virtual_times();
+        let mut chosen = Chosen::default();
+        let (mut rows, mut start_rows, mut open) = (0u32, 0u32, may_start);
+        let mut full = vec![false; classes];
+        loop {
+            let candidates = times.iter().enumerate().filter_map(|(class, time)| {
+                let next = !full.get(class).copied().unwrap_or(true)
+                    && (ready.get(class).is_some_and(|jobs| !jobs.is_empty())
+                        || (open && self.queue.next_queued(class, key).is_some()));
+                next.then_some((time.0, class))
+            });
+            let Some((_, class)) = candidates.min() else {
+                return chosen;
+            };
+            let started = ready.get(class).and_then(|jobs| jobs.last()).copied();
+            let queued = || self.queue.next_queued(class, key).filter(|_| open);
+            let Some(id) = started.map(|(id, _)| id).or_else(queued) else {
+                return chosen;
+            };
+            let Some(job) = self.jobs.get(&id) else {
+                return chosen;
+            };
+            let need = job.price.rows;
+            if rows > 0 && rows.saturating_add(need) > self.caps.rows(Phase::Step, &job.price) {
+                if let Some(full) = full.get_mut(class) {
+                    *full = true;
+                }
+                continue;
+            }
+            let step = job.work.step;
+            if started.is_some() {
+                ready.get_mut(class).and_then(Vec::pop);
+                chosen.ready.push(id);
+            } else {
+                let cap = self.caps.rows(Phase::Start, &job.price).min(self.limits.start_rows);
+                if start_rows > 0 && start_rows.saturating_add(need) > cap {
+                    open = false;
+                    continue;
+                }
+                match self.admit_to_device(id, actions) {
+                    Start::Started => chosen.starts.push(id),
+                    Start::Gone => continue,
+                    Start::NoRoom => {
+                        // Others must not take what it waits for.
+                        open = false;
+                        continue;
+                    }
+                }
+                start_rows = start_rows.saturating_add(need);
+            }
+            rows = rows.saturating_add(need);
+            if let Some(time) = times.get_mut(class) {
+                virtual_charge(time, step.max(1));
+            }
+        }
+    }
+
+    /// A class's ready jobs of a key with their rows, at most as many as fill a launch.
+    fn ready_rows(&self, class: usize, key: BatchKey) -> Vec<(JobId, u32)> {
+        let mut rows = 0u32;
+        let mut jobs = Vec::new();
+        for id in self.queue.ready(class, key) {
+            let Some(job) = self.jobs.get(&id) else {
+                continue;
+            };
+            if rows >= self.caps.rows(Phase::Step, &job.price) {
+                break;
+            }
+            rows = rows.saturating_add(job.price.rows);
+            jobs.push((id, job.price.rows));
+        }
+        jobs
+    }
+
+    /// Takes the head of a queue to the device, unless it has waited too long or there is no room.
+    fn admit_to_device(&mut self, id: JobId, actions: &mut Vec<Action>) -> Start {
+        let Some(job) = self.jobs.get(&id) else {
+            return Start::Gone;
+        };
+        let class = job.place.class;
+        let hopeless = job.deadline.is_some_and(|deadline| self.now + self.alone(&job.price) > deadline);
+        if hopeless && job.waits {
+            self.end(id, Ending::Expired, actions);
+            return Start::Gone;
+        }
+        let codel = self.limits.classes.get(class).and_then(|class| class.codel);
+        if let (Some(codel), Some(state), true) = (codel, self.codel.get_mut(class), job.waits)
+            && state.sheds(self.now, self.now.saturating_sub(job.arrived), &codel)
+        {
+            self.end(id, Ending::Shed, actions);
+            return Start::Gone;
+        }
+        let needed = if job.waits { job.price.memory } else { 0 };
+        if self.ledger.memory.saturating_add(needed) > self.limits.memory {
+            return Start::NoRoom;
+        }
+        let (place, total) = (job.place, job.work.total());
+        self.queue.dequeue(id, &place);
+        self.queue.charge_start(&place, total);
+        if let Some(job) = self.jobs.get_mut(&id) {
+            self.ledger.started(job);
+        }
+        Start::Started
+    }
+
+    /// Sends jobs to the device and charges their classes.
+    fn launch(&mut self, phase: Phase, key: BatchKey, jobs: Vec<JobId>, suspects: bool) {
+        let rows_of = |id: &JobId| self.jobs.get(id).map_or(0, |job| job.price.rows);
+        let rows = jobs.iter().map(rows_of).fold(0, u32::saturating_add);
+        let Some(price) = jobs.first().and_then(|id| self.jobs.get(id)).map(|job| job.price.clone()) else {
+            return;
+        };
+        let seconds = self.costs.launch(phase, &price, rows);
+        let per_row = seconds * 1e9 / f64::from(rows.max(1));
+        for class in 0..self.limits.classes.len() {
+            let of_class =
+                jobs.iter().filter_map(|id| self.jobs.get(id)).filter(|job| job.place.class == class);
+            let rows = of_class.map(|job| job.price.rows).fold(0, u32::saturating_add);
+            if rows > 0 {
+                self.queue.charge_launch(class, key, (per_row * f64::from(rows)) as u64);
+            }
+        }
+        for id in &jobs {
+            self.move_on(*id, Trigger::Launched);
+        }
+        self.launches += 1;
+        self.last = Last { phase: Some(phase), started: (phase == Phase::Start).then_some(key), suspects };
+        let launch = Launch { number: self.launches, phase, key, jobs };
+        self.flight = Some(Flight { launch, rows, price });
+    }
+}
+
+/// What became of a queued job whose turn it is.
+enum Start {
+    Started,
+    Gone,
+    NoRoom,
+}

@@ -1,0 +1,129 @@
+//! What a request needs, said before anything is computed.
+
+use super::saving::{self, Resume};
+use super::{Pipeline, memory};
+use crate::device::DeviceKind;
+use crate::error::{Error, Result};
+use crate::guidance::GuidancePlan;
+use crate::job::saved::{content, decode};
+use crate::nn::bytes_of_maps;
+use crate::request::{Guidance, Input, Request};
+
+/// What a request needs on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// Width and height of the pictures, in pixels.
+    pub(crate) size: (u32, u32),
+    /// Tokens of the prompt, padding included.
+    pub(crate) tokens: usize,
+    /// Pictures.
+    pub(crate) pictures: u32,
+    /// Rows of a launch: pictures, twice that with classifier-free guidance.
+    pub(crate) rows: u32,
+    /// Model evaluations that are to come.
+    pub(crate) steps: usize,
+    /// Peak bytes on the device, beside the weights.
+    pub(crate) memory: u64,
+    /// Bytes on the host while it waits.
+    pub(crate) bytes: u64,
+}
+
+/// Peak bytes of a request on its own, by what they are for.
+struct Peaks([(&'static str, u64); 2]);
+
+impl Pipeline {
+    /// What a request needs, whatever is free at this moment.
+    pub(crate) fn needs(&self, request: &Request) -> Result<Needs> {
+        request.validate()?;
+        let (plan, guidance, (width, height)) = self.settle(request)?;
+        let pictures = request.count.unwrap_or(1);
+        let Peaks(peaks) = self.peaks(request, width, height, &guidance);
+        let negative = match &guidance {
+            Guidance::ClassifierFree { negative_prompt, .. } => negative_prompt.len(),
+            _ => 0,
+        };
+        let picture = match &request.input {
+            Input::Text => 0,
+            Input::Image { image, .. } => image.as_raw().len(),
+        };
+        Ok(Needs {
+            size: (width, height),
+            tokens: self.0.model.text.tokenizer.max_length(),
+            pictures,
+            rows: pictures.saturating_mul(halves(&guidance)),
+            steps: plan.steps().len(),
+            memory: peaks.iter().map(|(_, bytes)| *bytes).max().unwrap_or_default(),
+            bytes: (size_of::<Request>() + request.prompt.len() + negative + picture) as u64,
+        })
+    }
+
+    /// What the rest of a saved job needs, if it can go on here.
+    pub(crate) fn needs_of_saved(&self, bytes: &[u8], resume: Resume) -> Result<Needs> {
+        let (head, mut tensors) = decode(bytes)?;
+        self.check_origin(&head, resume)?;
+        let step = head.step;
+        let needs = self.needs(&saving::request(head.request, &mut tensors)?)?;
+        let left = needs.steps.checked_sub(step);
+        let steps = left.ok_or_else(|| content("the step", format!("at most {}", needs.steps), step))?;
+        Ok(Needs { steps, bytes: bytes.len() as u64, ..needs })
+    }
+
+    /// The most rows that share one launch.
+    pub(crate) fn max_batch(&self) -> usize {
+        self.0.max_batch
+    }
+
+    /// The number that the sides of a picture divide by.
+    pub(crate) fn side_factor(&self) -> u32 {
+        self.0.model.autoencoder.config().factor() as u32
+    }
+
+    /// Steps of a request that names none.
+    pub(crate) fn default_steps(&self) -> usize {
+        self.0.model.defaults.steps
+    }
+
+    /// On the CPU an allocation that fails ends the process, so what cannot fit is refused before.
+    pub(super) fn check_memory(
+        &self,
+        request: &Request,
+        width: u32,
+        height: u32,
+        guidance: &Guidance,
+    ) -> Result<()> {
+        if self.0.target.kind != DeviceKind::Cpu {
+            return Ok(());
+        }
+        let Some(available) = memory::available() else {
+            return Ok(());
+        };
+        let Peaks(peaks) = self.peaks(request, width, height, guidance);
+        match peaks.into_iter().find(|(_, needed)| *needed > available) {
+            Some((what, needed)) => Err(Error::Memory { what, needed, available }),
+            None => Ok(()),
+        }
+    }
+
+    fn peaks(&self, request: &Request, width: u32, height: u32, guidance: &Guidance) -> Peaks {
+        let autoencoder = &self.0.model.autoencoder;
+        let factor = autoencoder.config().factor();
+        let (width, height, count) = (width as usize, height as usize, request.count.unwrap_or(1) as usize);
+        let (columns, lines) = (width / factor, height / factor);
+        let rows = count.saturating_mul(halves(guidance) as usize).min(self.0.max_batch);
+        // Every picture's latents with what its sampler keeps, and every finished picture.
+        const LATENTS: usize = 8;
+        let channels = self.0.model.denoiser.latent_channels();
+        let kept = bytes_of_maps(LATENTS, &[count, channels, columns, lines]);
+        let floats = if request.keep_raw { 2 } else { 1 };
+        let pictures = bytes_of_maps(3 * floats, &[count, width, height]);
+        Peaks([
+            ("denoising", self.0.model.denoiser.peak_bytes(rows, columns, lines).saturating_add(kept)),
+            ("decoding", autoencoder.peak_bytes(width, height).saturating_add(kept).saturating_add(pictures)),
+        ])
+    }
+}
+
+/// Rows that one picture takes in a launch.
+fn halves(guidance: &Guidance) -> u32 {
+    if GuidancePlan::new(guidance).is_some() { 2 } else { 1 }
+}

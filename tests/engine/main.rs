@@ -1,0 +1,12 @@
+//! The serving engine: its scheduler under a virtual clock, its threads before a device made of numbers,
+//! and all of it over the embedded model.
+
+mod chaos;
+mod common;
+mod drills;
+mod faults;
+#[cfg(all(feature = "embedded", feature = "cpu"))]
+mod real;
+mod scheduler;
+mod serving;
+mod simulation;

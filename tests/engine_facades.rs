@@ -1,0 +1,160 @@
+//! What the engine reports through `metrics` and `tracing`. One test: both recorders are the process's.
+
+#[path = "engine/common/mod.rs"]
+mod common;
+
+use std::collections::BTreeMap;
+use std::fmt::{Debug, Write as _};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use aquatint::engine::Submission;
+use common::mock::{Trouble, ask, engine_with, free, roomy, troubled};
+use metrics::{
+    Counter, CounterFn, Gauge, GaugeFn, Histogram, HistogramFn, Key, KeyName, Metadata, SharedString, Unit,
+};
+use tracing::field::{Field, Visit};
+use tracing::span::{Attributes, Id, Record};
+
+#[derive(Clone, Default)]
+struct Ledger(Arc<Mutex<BTreeMap<String, f64>>>);
+
+struct Cell(Ledger, String);
+
+impl Cell {
+    fn change(&self, by: impl FnOnce(f64) -> f64) {
+        let mut all = self.0.0.lock().unwrap();
+        let value = all.entry(self.1.clone()).or_default();
+        *value = by(*value);
+    }
+}
+
+impl CounterFn for Cell {
+    fn increment(&self, value: u64) {
+        self.change(|old| old + value as f64);
+    }
+
+    fn absolute(&self, value: u64) {
+        self.change(|_| value as f64);
+    }
+}
+
+impl GaugeFn for Cell {
+    fn increment(&self, value: f64) {
+        self.change(|old| old + value);
+    }
+
+    fn decrement(&self, value: f64) {
+        self.change(|old| old - value);
+    }
+
+    fn set(&self, value: f64) {
+        self.change(|_| value);
+    }
+}
+
+impl HistogramFn for Cell {
+    fn record(&self, _: f64) {
+        self.change(|old| old + 1.0);
+    }
+}
+
+impl Ledger {
+    fn cell(&self, key: &Key) -> Arc<Cell> {
+        let labels: Vec<String> =
+            key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
+        Arc::new(Cell(self.clone(), format!("{} {}", key.name(), labels.join(" "))))
+    }
+
+    fn get(&self, name: &str) -> f64 {
+        self.0.lock().unwrap().get(name).copied().unwrap_or_default()
+    }
+}
+
+impl metrics::Recorder for Ledger {
+    fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+    fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        Counter::from_arc(self.cell(key))
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        Gauge::from_arc(self.cell(key))
+    }
+
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        Histogram::from_arc(self.cell(key))
+    }
+}
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<String>>>);
+
+struct Line(String);
+
+impl Visit for Line {
+    fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
+        write!(self.0, "{}={value:?} ", field.name()).unwrap();
+    }
+}
+
+impl tracing::Subscriber for Lines {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut line = Line(String::new());
+        event.record(&mut line);
+        self.0.lock().unwrap().push(line.0);
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+    fn enter(&self, _: &Id) {}
+    fn exit(&self, _: &Id) {}
+}
+
+#[test]
+fn counters_histograms_and_lines_carry_class_tenant_tags_and_outcome() {
+    let (ledger, lines) = (Ledger::default(), Lines::default());
+    metrics::set_global_recorder(ledger.clone()).map_err(|_| "a recorder is there").unwrap();
+    tracing::subscriber::set_global_default(lines.clone()).unwrap();
+
+    let (engine, _) = engine_with(roomy(), Duration::ZERO);
+    let tagged = Submission { tags: vec![("order".to_owned(), "4711".to_owned())], ..free(ask(1, 3)) };
+    let finished = engine.submit(tagged).unwrap().wait().unwrap();
+    assert_eq!(finished.tags[0].1, "4711");
+    assert!(engine.submit(free(troubled(2, 3, Trouble::NanAt(1)))).unwrap().wait().is_err());
+    assert!(engine.submit(free(troubled(3, 3, Trouble::Invalid))).is_err());
+    engine.drain(Duration::from_secs(5));
+    assert!(engine.submit(free(ask(4, 1))).is_err());
+
+    for (name, value) in [
+        ("aquatint_engine_accepted_total class=free", 2.0),
+        ("aquatint_engine_rejected_total class=free reason=draining", 1.0),
+        ("aquatint_engine_rejected_total class=free reason=invalid", 1.0),
+        ("aquatint_engine_ended_total class=free outcome=finished", 1.0),
+        ("aquatint_engine_ended_total class=free outcome=failed", 1.0),
+        ("aquatint_engine_within_objective_total class=free", 1.0),
+        ("aquatint_engine_latency_seconds class=free outcome=finished", 1.0),
+        ("aquatint_engine_launch_seconds phase=finish", 1.0),
+        ("aquatint_engine_faults_total phase=step fault=job", 1.0),
+        ("aquatint_engine_queued class=free", 0.0),
+    ] {
+        assert_eq!(ledger.get(name), value, "{name} of {:?}", ledger.0.lock().unwrap());
+    }
+    let lines = lines.0.lock().unwrap();
+    let about = |word: &str| lines.iter().filter(|line| line.contains(word) && line.contains("4711")).count();
+    assert_eq!((about("accepted"), about("ended")), (1, 1), "{lines:?}");
+    assert!(
+        lines.iter().any(|line| line.contains("not finite at step 1") && line.contains("tenant")),
+        "{lines:?}"
+    );
+}

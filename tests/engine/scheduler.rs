@@ -450,7 +450,7 @@ fn a_tick_or_an_admission_takes_microseconds_with_ten_thousand_queued() {
     admissions.sort();
     let (tick, admission) = (ticks[ticks.len() / 2], admissions[admissions.len() / 2]);
     println!("median decision {tick:?}, admission {admission:?}");
-    // The time in the issue, the harness around each included.
+    // The harness around each is included.
     assert!(
         tick < Duration::from_micros(20) && admission < Duration::from_micros(20),
         "{tick:?} {admission:?}"

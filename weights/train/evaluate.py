@@ -144,7 +144,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--steps", type=int, nargs="+", default=[20])
-    parser.add_argument("--guidance", type=float, nargs="+", default=[2.0])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[2.5])
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
     parser.add_argument("--grid", type=Path)
     args = parser.parse_args()

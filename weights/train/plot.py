@@ -29,7 +29,7 @@ def main():
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
     held_out = [json.loads(line) for line in (args.work / "vae.jsonl").read_text().splitlines() if "held_out_psnr" in line]
-    axes[0].plot([row["step"] for row in held_out], [row["held_out_psnr"] for row in held_out], "o-", label="held out")
+    axes[0].plot([row["step"] for row in held_out], [row["held_out_psnr"] for row in held_out], "o-", label="random scenes, no noise")
     axes[0].legend()
     axes[2].set_yscale("log")
     figure.savefig(args.out, dpi=80)

@@ -54,7 +54,7 @@ pub enum Reason {
         /// The bound.
         bound: Bound,
     },
-    /// The tenant has used up its quota for now.
+    /// The tenant has used up its quota of the window.
     #[error("the tenant's quota is used up ({bound:?})")]
     Quota {
         /// What is used up.

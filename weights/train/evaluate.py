@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, LCMScheduler, StableDiffusionPipeline
 from PIL import Image
 
-import networks
 import scenes
 from train_vae import psnr
 from vocabulary import COLOUR_NAMES, COLOURS, NAMES, held_out, pair_held_out, phrase

@@ -38,6 +38,9 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::ForeignJob`] for a job of another pipeline, [`Error::Device`] where the device fails.
+    ///
+    /// [`Error::ForeignJob`]: crate::Error::ForeignJob
+    /// [`Error::Device`]: crate::Error::Device
     pub fn save(&self, job: &Job) -> Result<Vec<u8>> {
         self.check_owner(job)?;
         self.0.target.run(|| guard(Stage::Denoise, || self.save_owned(job)))
@@ -110,6 +113,12 @@ impl Pipeline {
     /// [`Error::SavedJob`] for bytes that are no whole saved job, or one of another model or (unless
     /// [`Resume::Inexact`]) another machine; [`Error::Request`], [`Error::Sampler`] and [`Error::Memory`] for
     /// what cannot be carried out here; [`Error::Device`].
+    ///
+    /// [`Error::SavedJob`]: crate::Error::SavedJob
+    /// [`Error::Request`]: crate::Error::Request
+    /// [`Error::Sampler`]: crate::Error::Sampler
+    /// [`Error::Memory`]: crate::Error::Memory
+    /// [`Error::Device`]: crate::Error::Device
     pub fn resume(&self, bytes: &[u8], resume: Resume) -> Result<Job> {
         let (head, tensors) = decode(bytes)?;
         self.0.target.run(|| guard(Stage::Denoise, || self.rebuild(head, tensors, resume)))

@@ -27,6 +27,12 @@ impl Pipeline {
     /// # Errors
     /// [`Error::Request`] and [`Error::Sampler`] for what cannot be done, [`Error::Memory`] for what
     /// would not fit, [`Error::Device`] and [`Error::NonFinite`] for what goes wrong.
+    ///
+    /// [`Error::Request`]: crate::Error::Request
+    /// [`Error::Sampler`]: crate::Error::Sampler
+    /// [`Error::Memory`]: crate::Error::Memory
+    /// [`Error::Device`]: crate::Error::Device
+    /// [`Error::NonFinite`]: crate::Error::NonFinite
     pub fn start(&self, request: &Request) -> Result<Job> {
         request.validate()?;
         let (plan, guidance, (width, height)) = self.settle(request)?;

@@ -15,6 +15,7 @@ SIZES = {
     "single": {"small": 28, "normal": 48, "large": 60},
     "pair": {"small": 20, "normal": 28, "large": 28},
 }
+LARGEST = SIZES["single"]["large"]
 # Where a glyph's centre may stray to, in pixels across and down: whole latents, so that a glyph of one size looks the
 # same in the latents wherever it is. A small network then draws it well.
 _SOME = (-8, 0, 0, 8)

@@ -16,7 +16,7 @@ import scenes
 from checkpoints import Average, load_checkpoint, log, save_checkpoint
 from optimiser import Optimiser
 from train_text import Questions, answers
-from vocabulary import nonsense, phrase
+from vocabulary import PLAIN, nonsense, phrase
 
 
 def scene_of(index):
@@ -46,19 +46,20 @@ def latents(path, count, work, device):
     return made, scale
 
 
-def batch(rng, singles, count, size):
+def batch(rng, pools, count, size):
     """Indices of scenes, their prompts, and the scenes that the prompts describe (`None`: none).
 
-    An empty prompt goes with single objects of the usual size: it should draw a picture that is simple and whole."""
+    An empty prompt goes with few kinds of scenes: it should draw a picture that is simple and whole. Large objects have
+    the most details, and get more than their share."""
     indices, prompts, described = [], [], []
     for _ in range(size):
         roll = rng.random()
         if roll < 0.1:
-            indices.append(rng.choice(singles))
+            indices.append(rng.choice(pools["plain"]))
             prompts.append("" if roll < 0.08 else nonsense(rng))
             described.append(None)
         else:
-            index = rng.randrange(count)
+            index = rng.choice(pools["large"]) if roll < 0.2 else rng.randrange(count)
             scene = scene_of(index)
             indices.append(index)
             prompts.append(phrase(scene, rng))
@@ -84,7 +85,9 @@ def main():
     log(args.work / "diffusion.jsonl", latents=len(data), seconds=time.time() - started)
     tokenizer = networks.load_tokenizer(args.work / "tokenizer")
     alphas = networks.scheduler().alphas_cumprod.to(args.device)
-    singles = [i for i in range(args.count) if _plain(scene_of(i))]
+    drawn = [scene_of(i) for i in range(args.count)]
+    pools = {"plain": [i for i, scene in enumerate(drawn) if _plain(scene)],
+             "large": [i for i, scene in enumerate(drawn) if scene["objects"][0]["pixels"] == scenes.LARGEST]}
 
     torch.manual_seed(0)
     network = networks.unet().to(args.device, memory_format=torch.channels_last)
@@ -102,7 +105,7 @@ def main():
     mean = []
     while step < args.steps and time.time() - started < 60 * args.minutes:
         rng, noise_rng = random.Random(1_000_003 * step + 2), networks.seeded(step)
-        indices, prompts, described = batch(rng, singles, args.count, args.batch)
+        indices, prompts, described = batch(rng, pools, args.count, args.batch)
         x = data[indices].float()
         noise = torch.randn(x.shape, generator=noise_rng).to(args.device)
         # Spread evenly over the schedule within every batch.
@@ -135,7 +138,9 @@ def main():
 
 
 def _plain(scene):
-    return scene["layout"] == "single" and scene["objects"][0]["size"] == "normal"
+    """One well-known object of the usual size in the middle."""
+    first = scene["objects"][0]
+    return scene["layout"] == "single" and first["size"] == "normal" and first["centre"] == [32, 32] and first["name"] in PLAIN
 
 
 if __name__ == "__main__":

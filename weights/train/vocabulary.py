@@ -49,6 +49,9 @@ for _entry in re.split(r"[|\n]", _FOOD + _ANIMALS + _NATURE + _THINGS + _PLACES 
         _name, _glyph = _entry.rsplit(" ", 1)
         OBJECTS[_name] = _glyph
 NAMES = list(OBJECTS)
+# What is drawn where nothing is asked for.
+PLAIN = ["red apple", "strawberry", "mushroom", "dog", "fox", "panda", "chick", "butterfly", "ladybug", "turtle", "sunflower",
+         "tree", "sun", "star", "planet earth", "balloon", "gift", "heart", "car", "rocket", "house", "smiling face"]
 
 COLOURS = {
     "red": (220, 60, 55),

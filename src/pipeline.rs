@@ -103,7 +103,7 @@ impl Pipeline {
     pub fn embedded(options: LoadOptions) -> Result<Self> {
         Self::open(&Files::Embedded(EMBEDDED), options, |model| {
             model.defaults.steps = 20;
-            model.defaults.guidance = Guidance::classifier_free(2.5);
+            model.defaults.guidance = Guidance::classifier_free(1.5);
         })
     }
 

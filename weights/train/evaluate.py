@@ -23,7 +23,7 @@ from vocabulary import COLOUR_NAMES, COLOURS, NAMES, held_out, pair_held_out, ph
 SAMPLERS = {"ddim": DDIMScheduler, "dpmpp_2m": DPMSolverMultistepScheduler, "lcm": LCMScheduler}
 
 
-def held_out_scenes(count, seed=2024):
+def held_out_scenes(count, seed):
     """As many scenes of one object as of two, each with a combination that was kept from training."""
     rng = random.Random(seed)
     singles, pairs = [], []
@@ -117,8 +117,8 @@ def grid(pictures, columns):
     return Image.fromarray((sheet * 255).round().astype(np.uint8))
 
 
-def evaluate(pipe, count, steps, guidance):
-    drawn, prompts = held_out_scenes(count)
+def evaluate(pipe, count, steps, guidance, seed):
+    drawn, prompts = held_out_scenes(count, seed)
     started = time.time()
     pictures = draw(pipe, prompts, steps, guidance)
     seconds = time.time() - started
@@ -143,8 +143,9 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("--count", type=int, default=300)
     parser.add_argument("--steps", type=int, nargs="+", default=[20])
-    parser.add_argument("--guidance", type=float, nargs="+", default=[2.5])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.5])
     parser.add_argument("--sampler", choices=SAMPLERS, default="ddim")
+    parser.add_argument("--seed", type=int, default=2024, help="which list of scenes; defaults are chosen on another one")
     parser.add_argument("--grid", type=Path)
     args = parser.parse_args()
     pipe = StableDiffusionPipeline.from_pretrained(str(args.folder), dtype=torch.float32)
@@ -153,7 +154,7 @@ def main():
     print(json.dumps({"autoencoder_psnr": round(psnr(pipe.vae)[0], 2)}))
     for steps in args.steps:
         for guidance in args.guidance:
-            figures, wrong, pictures = evaluate(pipe, args.count, steps, guidance)
+            figures, wrong, pictures = evaluate(pipe, args.count, steps, guidance, args.seed)
             print(json.dumps({"sampler": args.sampler, **figures}), flush=True)
     for prompt, found in wrong[:40]:
         print(f"  wrong: {prompt!r} shows {found}")

@@ -1,0 +1,136 @@
+// What every kernel shares: the element type, packed loads, warp sums, activations, asynchronous copies.
+//
+// The launcher puts these parts together, in this order: its prelude of #define lines, common.cuh, for the
+// matrix kernels mma.cuh (and gemm.cuh), the operation's file. Nothing is included at run time.
+// Prelude: one of ELEM_F32, ELEM_F16, ELEM_BF16, then the constants that the operation's file names.
+// With AQUATINT_HOST, ../host/device.hpp stands in for the device; see ../README.md.
+
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+#define ALL_LANES 0xffffffffu
+#define INLINE __device__ __forceinline__
+
+// f16 and bf16 travel as their bits.
+#if defined(ELEM_F32)
+typedef float elem;
+#define CHUNK 4
+#elif defined(ELEM_F16) || defined(ELEM_BF16)
+typedef u16 elem;
+#define CHUNK 8
+#else
+#error "one of ELEM_F32, ELEM_F16, ELEM_BF16"
+#endif
+// CHUNK: elements in 16 bytes, the widest load.
+
+#ifndef AQUATINT_HOST
+
+INLINE float f16_to_f32(u16 x) {
+  float y;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(y) : "h"(x));
+  return y;
+}
+
+INLINE u16 f32_to_f16(float x) {
+  u16 y;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
+  return y;
+}
+
+INLINE float bf16_to_f32(u16 x) { return __uint_as_float(u32(x) << 16); }
+
+INLINE u16 f32_to_bf16(float x) {
+  u16 y;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
+  return y;
+}
+
+// Copies 16 bytes to shared memory in the background, or writes zeros there where `valid` is false.
+// Both addresses are multiples of 16; `from` must be readable even if it is not valid.
+INLINE void copy_async_16(void* to, const void* from, bool valid) {
+  u32 address = u32(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(address), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
+}
+
+// Closes this thread's group of copies.
+INLINE void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until at most PENDING of this thread's latest groups are under way. Other threads see the data after
+// a __syncthreads.
+template <int PENDING>
+INLINE void copy_async_wait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+#endif
+
+INLINE float to_f32(elem x) {
+#if defined(ELEM_F32)
+  return x;
+#elif defined(ELEM_F16)
+  return f16_to_f32(x);
+#else
+  return bf16_to_f32(x);
+#endif
+}
+
+INLINE elem from_f32(float x) {
+#if defined(ELEM_F32)
+  return x;
+#elif defined(ELEM_F16)
+  return f32_to_f16(x);
+#else
+  return f32_to_bf16(x);
+#endif
+}
+
+// N neighbours, read and written in one access: the address is a multiple of their size.
+template <int N>
+struct alignas(N * sizeof(elem)) Pack {
+  elem values[N];
+};
+
+template <int N>
+INLINE Pack<N> load(const elem* from) {
+  return *reinterpret_cast<const Pack<N>*>(from);
+}
+
+template <int N>
+INLINE void store(elem* to, const Pack<N>& pack) {
+  *reinterpret_cast<Pack<N>*>(to) = pack;
+}
+
+// The sum over a warp, the same bits in every lane.
+INLINE float warp_sum(float x) {
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    x += __shfl_xor_sync(ALL_LANES, x, step);
+  }
+  return x;
+}
+
+#define ACTIVATION_NONE 0u
+#define ACTIVATION_GELU 1u
+#define ACTIVATION_QUICK_GELU 2u
+#define ACTIVATION_SILU 3u
+
+// x / 2 * (1 + erf(x / sqrt(2)))
+INLINE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
+
+// x * sigmoid(scale * x); the quick division is right to 2 ulp
+INLINE float swish(float x, float scale) { return __fdividef(x, 1.0f + expf(-scale * x)); }
+
+INLINE float activate(float x, u32 activation) {
+  switch (activation) {
+    case ACTIVATION_GELU:
+      return gelu(x);
+    case ACTIVATION_QUICK_GELU:
+      return swish(x, 1.702f);
+    case ACTIVATION_SILU:
+      return swish(x, 1.0f);
+    default:
+      return x;
+  }
+}

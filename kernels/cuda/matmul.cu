@@ -1,0 +1,47 @@
+// y = f(x · weightᵀ + bias) + residual; f is nothing, gelu, quick_gelu or silu
+//
+// x: [rows, inputs], weight: [outputs, inputs], bias: [outputs], residual, y: [rows, outputs], contiguous; f32, f16
+// or bf16; sums, bias, f and residual in f32, rounded once
+// parts: common.cuh, mma.cuh, gemm.cuh, this file
+// constants: TILE and ALIGNED, see gemm.cuh. ALIGNED is 1 where `inputs` is a multiple of CHUNK (4 in f32, 8 in f16
+//   and bf16); without it TILE is 64. Choose TILE 128 where one picture's tokens and `outputs` are at least 128.
+// launch: 256 threads at TILE 128, 128 at TILE 64; ceil(rows / TILE) * ceil(outputs / TILE) blocks
+// limits: buffers start at multiples of 16 bytes; rows, outputs, inputs < 2^32 - 128; fewer than 2^31 blocks
+// parameters: u32 rows, u32 outputs, u32 inputs, u32 activation (0 nothing, 1 gelu, 2 quick_gelu, 3 silu),
+//   u32 has_bias, u32 has_residual. Where there is none, its buffer is not read: any will do.
+// reference: ops::linear::reference; proof: ../host/cases/matmul.py
+// Has never run on a GPU.
+
+struct Params {
+  u32 rows;
+  u32 outputs;
+  u32 inputs;
+  u32 activation;
+  u32 has_bias;
+  u32 has_residual;
+};
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    matmul(const elem* __restrict__ x, const elem* __restrict__ weight, const elem* __restrict__ bias,
+           const elem* __restrict__ residual, elem* __restrict__ y, const __grid_constant__ Params params) {
+  __shared__ __align__(16) unsigned char shared[SHARED_BYTES];
+  u32 tile_m, tile_n;
+  tile_of_block((params.rows + TILE - 1) / TILE, (params.outputs + TILE - 1) / TILE, tile_m, tile_n);
+
+  Sums sums = {};
+  multiply_tile(sums, shared, PlainRows(x, params.rows, params.inputs, tile_m * TILE),
+                PlainRows(weight, params.outputs, params.inputs, tile_n * TILE), params.inputs, x);
+
+  Epilogue epilogue;
+  epilogue.bias = bias;
+  epilogue.residual = residual;
+  epilogue.y = y;
+  epilogue.rows = params.rows;
+  epilogue.columns = params.outputs;
+  epilogue.first_row = tile_m * TILE;
+  epilogue.first_column = tile_n * TILE;
+  epilogue.activation = params.activation;
+  epilogue.residual_rows = params.has_residual;
+  epilogue.has_bias = params.has_bias != 0;
+  write_tile(sums, epilogue);
+}

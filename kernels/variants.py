@@ -50,6 +50,7 @@ OPERATIONS = {
         ("common.cuh", "upsample_nearest_2x.cu"), ("upsample_nearest_2x",), widths
     ),
     "matmul": Operation((*GEMM, "matmul.cu"), ("matmul",), tiles, tensor_cores=True),
+    "conv2d": Operation((*GEMM, "conv2d.cu"), ("conv2d",), tiles, tensor_cores=True),
 }
 
 

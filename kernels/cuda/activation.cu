@@ -21,10 +21,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     activation(const elem* __restrict__ x, elem* __restrict__ y, const __grid_constant__ Params params) {
   u32 index = blockIdx.x * THREADS + threadIdx.x;
   if (index >= params.packs) return;
-  Pack<WIDTH> pack = load<WIDTH>(x + size_t(index) * WIDTH);
-#pragma unroll
-  for (int i = 0; i < WIDTH; ++i) {
-    pack.values[i] = from_f32(activate(to_f32(pack.values[i]), params.activation));
-  }
-  store<WIDTH>(y + size_t(index) * WIDTH, pack);
+  float values[WIDTH];
+  to_f32(values, load<WIDTH>(x + size_t(index) * WIDTH));
+  activate(values, params.activation);
+  store<WIDTH>(y + size_t(index) * WIDTH, from_f32(values));
 }

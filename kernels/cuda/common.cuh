@@ -122,15 +122,36 @@ INLINE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
 // x * sigmoid(scale * x); the quick division is right to 2 ulp
 INLINE float swish(float x, float scale) { return __fdividef(x, 1.0f + expf(-scale * x)); }
 
-INLINE float activate(float x, u32 activation) {
+template <int N>
+INLINE void activate(float (&values)[N], u32 activation) {
   switch (activation) {
     case ACTIVATION_GELU:
-      return gelu(x);
+#pragma unroll
+      for (int i = 0; i < N; ++i) values[i] = gelu(values[i]);
+      break;
     case ACTIVATION_QUICK_GELU:
-      return swish(x, 1.702f);
+#pragma unroll
+      for (int i = 0; i < N; ++i) values[i] = swish(values[i], 1.702f);
+      break;
     case ACTIVATION_SILU:
-      return swish(x, 1.0f);
+#pragma unroll
+      for (int i = 0; i < N; ++i) values[i] = swish(values[i], 1.0f);
+      break;
     default:
-      return x;
+      break;
   }
+}
+
+template <int N>
+INLINE void to_f32(float (&values)[N], const Pack<N>& pack) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) values[i] = to_f32(pack.values[i]);
+}
+
+template <int N>
+INLINE Pack<N> from_f32(const float (&values)[N]) {
+  Pack<N> pack;
+#pragma unroll
+  for (int i = 0; i < N; ++i) pack.values[i] = from_f32(values[i]);
+  return pack;
 }

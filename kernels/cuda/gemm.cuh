@@ -26,6 +26,8 @@
 #define SHARED_BYTES (STAGES * STAGE_BYTES)
 // Each thread loads chunk `thread % 4` of these many rows, THREADS / 4 apart.
 #define ROWS_PER_THREAD (4 * TILE / THREADS)
+// Floats from row to row of half a finished tile in shared memory, so that 4 rows' pairs are in different banks.
+#define PITCH (TILE + 8)
 
 INLINE u32 place_of(u32 row, u32 chunk) { return row * 64 + (chunk ^ (row / 2 % 4)) * 16; }
 
@@ -103,14 +105,14 @@ INLINE void multiply_stage(Sums& sums, const unsigned char* stage) {
   }
 }
 
-// Calls write(row, column, value) for each of this thread's outputs within the tile.
-template <class Write>
-INLINE void write_tile(const Sums& sums, const Write& write) {
+// Lays half of the tile's rows, the first or the second, into `rows` of PITCH values.
+INLINE void lay_out(const Sums& sums, float* rows, u32 half) {
 #pragma unroll
   for (u32 i = 0; i < SUMS_M; ++i) {
+    if (i / (SUMS_M / 2) == half) {
+      float* row = rows + (threadIdx.x / 16 + i % (SUMS_M / 2) * LANES_M) * PITCH;
 #pragma unroll
-    for (u32 j = 0; j < SUMS_N; ++j) {
-      write.one(threadIdx.x / 16 + i * LANES_M, threadIdx.x % 16 + j * 16, sums.values[i][j]);
+      for (u32 j = 0; j < SUMS_N; ++j) row[threadIdx.x % 16 + j * 16] = sums.values[i][j];
     }
   }
 }
@@ -153,17 +155,20 @@ INLINE void multiply_stage(Sums& sums, const unsigned char* stage) {
   }
 }
 
-// Calls write.two(row, column, values of column and the next) for each of this thread's outputs within the tile.
-template <class Write>
-INLINE void write_tile(const Sums& sums, const Write& write) {
+// Lays half of the tile's rows, the first or the second, into `rows` of PITCH values.
+INLINE void lay_out(const Sums& sums, float* rows, u32 half) {
   u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  u32 row = warp / WARPS_N * WARP_M + lane / 4, column = warp % WARPS_N * WARP_N + lane % 4 * 2;
+  if (warp / WARPS_N != half) return;
+  float* row = rows + lane / 4 * PITCH + warp % WARPS_N * WARP_N + lane % 4 * 2;
 #pragma unroll
   for (u32 i = 0; i < SUMS_M; ++i) {
 #pragma unroll
     for (u32 j = 0; j < SUMS_N; ++j) {
-      write.two(row + i * 16, column + j * 8, sums.values[i][j][0], sums.values[i][j][1]);
-      write.two(row + i * 16 + 8, column + j * 8, sums.values[i][j][2], sums.values[i][j][3]);
+      float* to = row + i * 16 * PITCH + j * 8;
+      to[0] = sums.values[i][j][0];
+      to[1] = sums.values[i][j][1];
+      to[8 * PITCH] = sums.values[i][j][2];
+      to[8 * PITCH + 1] = sums.values[i][j][3];
     }
   }
 }
@@ -223,32 +228,49 @@ struct Epilogue {
   u32 residual_rows;
   bool has_bias;
 
-  INLINE float finish(u32 row, u32 column, float value) const {
-    if (has_bias) value += to_f32(bias[column]);
-    value = activate(value, activation);
-    if (residual_rows != 0) value += to_f32(residual[size_t(row / residual_rows) * columns + column]);
-    return value;
+  // N neighbours of a row within the tile.
+  template <int N>
+  INLINE void write(u32 row, u32 column, const float* sums) const {
+    if (row >= rows || column >= columns) return;
+    float values[N], more[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = sums[i];
+    if (has_bias) {
+      to_f32(more, load<N>(bias + column));
+#pragma unroll
+      for (int i = 0; i < N; ++i) values[i] += more[i];
+    }
+    activate(values, activation);
+    if (residual_rows != 0) {
+      to_f32(more, load<N>(residual + size_t(row / residual_rows) * columns + column));
+#pragma unroll
+      for (int i = 0; i < N; ++i) values[i] += more[i];
+    }
+    store<N>(y + size_t(row) * columns + column, from_f32(values));
   }
 
-  INLINE void one(u32 tile_row, u32 tile_column, float value) const {
-    u32 row = first_row + tile_row, column = first_column + tile_column;
-    if (row < rows && column < columns) {
-      y[size_t(row) * columns + column] = from_f32(finish(row, column, value));
+  template <int N>
+  INLINE void write_rows(const float* sums, u32 first) const {
+#pragma unroll 1
+    for (u32 i = threadIdx.x; i < TILE / 2 * TILE / N; i += THREADS) {
+      u32 row = i / (TILE / N), column = i % (TILE / N) * N;
+      write<N>(first + row, first_column + column, sums + row * PITCH + column);
     }
   }
 
-  INLINE void two(u32 tile_row, u32 tile_column, float low, float high) const {
-    u32 row = first_row + tile_row, column = first_column + tile_column;
-    if (row >= rows || column >= columns) return;
-    elem* to = y + size_t(row) * columns + column;
-    if (columns % 2 == 0) {
-      Pack<2> pack;
-      pack.values[0] = from_f32(finish(row, column, low));
-      pack.values[1] = from_f32(finish(row, column + 1, high));
-      store<2>(to, pack);
-    } else {
-      to[0] = from_f32(finish(row, column, low));
-      if (column + 1 < columns) to[1] = from_f32(finish(row, column + 1, high));
+  // Through shared memory, so that neighbouring threads write neighbouring outputs.
+  INLINE void write_tile(const Sums& sums, unsigned char* shared) const {
+    float* finished = reinterpret_cast<float*>(shared);
+#pragma unroll 1
+    for (u32 half = 0; half < 2; ++half) {
+      __syncthreads();
+      lay_out(sums, finished, half);
+      __syncthreads();
+      if (columns % CHUNK == 0) {
+        write_rows<CHUNK>(finished, first_row + half * (TILE / 2));
+      } else {
+        write_rows<1>(finished, first_row + half * (TILE / 2));
+      }
     }
   }
 };

@@ -43,5 +43,5 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   epilogue.activation = params.activation;
   epilogue.residual_rows = params.has_residual;
   epilogue.has_bias = params.has_bias != 0;
-  write_tile(sums, epilogue);
+  epilogue.write_tile(sums, shared);
 }

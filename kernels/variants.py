@@ -39,6 +39,10 @@ def tiles(elem):
     return [{"TILE": 128, "ALIGNED": 1}, {"TILE": 64, "ALIGNED": 1}, {"TILE": 64, "ALIGNED": 0}]
 
 
+def heads(elem):
+    return [{"HEAD_DIM": dim, "CAUSAL": 0} for dim in (40, 64, 80, 128, 160, 512)] + [{"HEAD_DIM": 64, "CAUSAL": 1}]
+
+
 GEMM = ("common.cuh", "mma.cuh", "gemm.cuh")
 
 OPERATIONS = {
@@ -51,6 +55,9 @@ OPERATIONS = {
     ),
     "matmul": Operation((*GEMM, "matmul.cu"), ("matmul",), tiles, tensor_cores=True),
     "conv2d": Operation((*GEMM, "conv2d.cu"), ("conv2d",), tiles, tensor_cores=True),
+    "attention": Operation(
+        ("common.cuh", "mma.cuh", "attention.cu"), ("attention",), heads, tensor_cores=True
+    ),
 }
 
 

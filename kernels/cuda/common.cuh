@@ -66,6 +66,8 @@ INLINE void copy_async_wait() {
 
 #endif
 
+INLINE float minus_infinity() { return __uint_as_float(0xff800000u); }
+
 INLINE float to_f32(elem x) {
 #if defined(ELEM_F32)
   return x;

@@ -368,6 +368,7 @@ using std::max;
 using std::min;
 
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
+inline float __uint_as_float(unsigned word) { return device::real(word); }
 inline float __fdividef(float x, float y) { return x / y; }
 
 inline void __syncthreads() { device::barrier(); }

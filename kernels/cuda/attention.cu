@@ -84,7 +84,7 @@ INLINE Pack<4> row_chunk(const unsigned char* tile, u32 row, u32 chunk) {
   return load<4>(reinterpret_cast<const elem*>(tile + row * ROW_BYTES + chunk * 16));
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     attention(const elem* __restrict__ q, const elem* __restrict__ k, const elem* __restrict__ v,
               elem* __restrict__ y, const __grid_constant__ Params params) {
   __shared__ __align__(16) unsigned char k_tile[KEYS * ROW_BYTES];
@@ -290,7 +290,7 @@ INLINE void exponentials(float (&scores)[KEYS / 8][4], Softmax& softmax, float (
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     attention(const elem* __restrict__ q, const elem* __restrict__ k, const elem* __restrict__ v,
               elem* __restrict__ y, const __grid_constant__ Params params) {
   __shared__ __align__(16) unsigned char k_tile[KEYS * ROW_BYTES];

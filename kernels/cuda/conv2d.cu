@@ -94,7 +94,7 @@ struct PixelRows {
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     conv2d(const elem* __restrict__ x, const elem* __restrict__ weight, const elem* __restrict__ bias,
            const elem* __restrict__ residual, elem* __restrict__ y, const __grid_constant__ Params params) {
   __shared__ __align__(16) unsigned char shared[SHARED_BYTES];

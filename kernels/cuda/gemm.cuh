@@ -21,6 +21,12 @@
 #define WARPS_N 2
 #endif
 #define WARPS_M 2
+// Blocks that a multiprocessor should hold: what bounds the registers.
+#if TILE == 128 && !defined(ELEM_F32)
+#define MIN_BLOCKS 2
+#else
+#define MIN_BLOCKS 1
+#endif
 #define STEP (4 * CHUNK)
 #define STAGE_BYTES (2 * TILE * 64)
 #define SHARED_BYTES (STAGES * STAGE_BYTES)

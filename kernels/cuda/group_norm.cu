@@ -158,7 +158,9 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   sets.lanes = p.lanes;
   sets.pixels = p.end - p.begin;
   float total = float(sets.pixels) * float(p.group_channels);
-  for (u32 group = threadIdx.x / 32; group < params.tile_groups; group += WARPS) {
+  // A group a warp; the warps take every turn together, the last of them perhaps a group that is done.
+  for (u32 turn = 0; turn < params.tile_groups; turn += WARPS) {
+    u32 group = min(turn + threadIdx.x / 32, params.tile_groups - 1);
     sets.first_channel = group * p.group_channels;
     Moments moments = join(sets, p.lanes * p.group_channels, total, threadIdx.x % 32);
     if (threadIdx.x % 32 == 0) {
@@ -183,7 +185,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   sets.slice_pixels = params.slice_pixels;
   sets.pixels = params.pixels;
   float total = float(params.pixels) * float(p.group_channels);
-  for (u32 group = threadIdx.x / 32; group < params.tile_groups; group += WARPS) {
+  for (u32 turn = 0; turn < params.tile_groups; turn += WARPS) {
+    u32 group = min(turn + threadIdx.x / 32, params.tile_groups - 1);
     sets.partial = partial + 2 * (size_t(p.batch) * params.slices * params.groups + p.tile * params.tile_groups + group);
     Moments moments = join(sets, params.slices, total, threadIdx.x % 32);
     if (threadIdx.x % 32 == 0) {

@@ -1,8 +1,8 @@
 // y = (x - mean) / sqrt(var + eps) * weight + bias over each row's channels, var biased (Ba et al. 2016)
 //
 // x, y: [rows, channels], weight, bias: [channels], contiguous; f32, f16 or bf16; computed in f32
-// One warp a row, which it holds in registers. The statistics are of x - x[0], in two passes, so that a mean
-// far larger than the deviation costs no digits.
+// One warp a row, which it holds in registers. The second pass, over x - mean, also finds what rounding left of the
+// mean, so that a mean far larger than the deviation costs no digits.
 // constants: WIDTH, elements an access: 1, or CHUNK (4 in f32, 8 in f16 and bf16) where `channels` is a multiple
 //   of it and the buffers start at multiples of 16 bytes; PACKS = ceil(channels / (32 * WIDTH))
 // launch: 128 threads, ceil(rows / 4) blocks
@@ -30,7 +30,6 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   if (row >= params.rows) return;
   const elem* from = x + size_t(row) * params.channels;
   elem* to = y + size_t(row) * params.channels;
-  float shift = to_f32(from[0]);
   float share = __fdividef(1.0f, float(params.channels));
 
   float values[PACKS][WIDTH] = {};
@@ -42,25 +41,28 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       Pack<WIDTH> pack = load<WIDTH>(from + channel);
 #pragma unroll
       for (int j = 0; j < WIDTH; ++j) {
-        values[i][j] = to_f32(pack.values[j]) - shift;
+        values[i][j] = to_f32(pack.values[j]);
         sum += values[i][j];
       }
     }
   }
   float mean = warp_sum(sum) * share;
 
-  float squares = 0.0f;
+  float rest = 0.0f, squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < PACKS; ++i) {
     if ((i * 32 + lane) * WIDTH < params.channels) {
 #pragma unroll
       for (int j = 0; j < WIDTH; ++j) {
         values[i][j] -= mean;
+        rest += values[i][j];
         squares += values[i][j] * values[i][j];
       }
     }
   }
-  float factor = rsqrtf(warp_sum(squares) * share + params.eps);
+  rest = warp_sum(rest) * share;
+  float variance = warp_sum(squares) * share - rest * rest;
+  float factor = rsqrtf(fmaxf(variance, 0.0f) + params.eps);
 
 #pragma unroll
   for (int i = 0; i < PACKS; ++i) {
@@ -71,7 +73,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
       Pack<WIDTH> pack;
 #pragma unroll
       for (int j = 0; j < WIDTH; ++j) {
-        float normalised = values[i][j] * factor;
+        float normalised = (values[i][j] - rest) * factor;
         pack.values[j] = from_f32(normalised * to_f32(scale.values[j]) + to_f32(offset.values[j]));
       }
       store<WIDTH>(to + channel, pack);

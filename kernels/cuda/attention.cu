@@ -1,5 +1,5 @@
-// y = softmax(scale q · kᵀ) · v for each head, without the scores in memory (Vaswani et al. 2017; the online softmax
-// of Milakov & Gimelshein 2018, tiled as in Dao 2023, arXiv:2307.08691)
+// y = softmax(scale q · kᵀ) · v for each head, without the scores in memory (Vaswani et al. 2017; the online
+// softmax of Milakov & Gimelshein 2018, tiled as in Dao 2023, arXiv:2307.08691)
 //
 // q, y: [batch, queries, heads * HEAD_DIM], k, v: [batch, keys, heads * HEAD_DIM], contiguous; f32, f16 or bf16;
 // scores, softmax and sums in f32; in f16 and bf16 the exponentials are rounded before they meet v

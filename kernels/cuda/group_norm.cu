@@ -187,7 +187,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   float total = float(params.pixels) * float(p.group_channels);
   for (u32 turn = 0; turn < params.tile_groups; turn += WARPS) {
     u32 group = min(turn + threadIdx.x / 32, params.tile_groups - 1);
-    sets.partial = partial + 2 * (size_t(p.batch) * params.slices * params.groups + p.tile * params.tile_groups + group);
+    size_t first = size_t(p.batch) * params.slices * params.groups + p.tile * params.tile_groups + group;
+    sets.partial = partial + 2 * first;
     Moments moments = join(sets, params.slices, total, threadIdx.x % 32);
     if (threadIdx.x % 32 == 0) {
       means[group] = moments.mean;

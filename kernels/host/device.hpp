@@ -6,8 +6,8 @@
 // that are waited for. Not proven: speed, and races that none of the orders below brings out.
 //
 // The order of the fibers and the moment of asynchronous copies are free on a device, so both are varied:
-// fibers run first to last, last to first, or shuffled at every turn; copies happen at once or as late as the
-// wait allows. A missing barrier or wait shows as different bits.
+// warps run one by one to the next barrier, first to last or last to first, or threads shuffled at every turn;
+// copies happen at once or as late as the wait allows. A missing barrier or wait shows as different bits.
 #pragma once
 
 #include <setjmp.h>
@@ -20,7 +20,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -91,7 +90,7 @@ struct Machine {
   ucontext_t home;
   void (*body)(void*);
   void* argument;
-  Index block, block_size, grid;
+  Index block;
 };
 
 inline Machine machine;
@@ -296,19 +295,26 @@ inline void run_block() {
       }
     }
     bool moved = false;
-    for (u32 i : order) {
-      Fiber& fiber = machine.fibers[i];
-      if (!ready(fiber)) continue;
-      moved = true;
-      resume(fiber);
-      left -= fiber.done;
+    for (u32 at = 0; at < machine.threads; at += 32) {
+      // A warp as far as it gets on its own; in the shuffled order, a turn for each of any 32 threads.
+      bool ran;
+      do {
+        ran = false;
+        for (u32 i = at; i < at + 32; ++i) {
+          Fiber& fiber = machine.fibers[order[i]];
+          if (!ready(fiber)) continue;
+          ran = moved = true;
+          resume(fiber);
+          left -= fiber.done;
+        }
+      } while (ran && machine.order != 2);
     }
     if (!moved) fail("some threads wait at a barrier or shuffle that others never reach");
   }
   machine.current = nullptr;
 }
 
-template <class T, class Params>
+template <class T>
 T argument(void** pointers, size_t index, const void* params) {
   if constexpr (std::is_pointer_v<T>) {
     return static_cast<T>(pointers[index]);
@@ -325,7 +331,7 @@ struct Call {
 
   template <size_t... I>
   void run(std::index_sequence<I...>) {
-    kernel(argument<Arguments, void>(pointers, I, params)...);
+    kernel(argument<Arguments>(pointers, I, params)...);
   }
   static void body(void* self) { static_cast<Call*>(self)->run(std::index_sequence_for<Arguments...>()); }
 };
@@ -344,8 +350,6 @@ void launch(void (*kernel)(Arguments...), void** pointers, const void* params, u
   machine.random = 1;
   machine.body = Call<Arguments...>::body;
   machine.argument = &call;
-  machine.block_size = {threads, 1, 1};
-  machine.grid = {blocks, 1, 1};
   for (u32 i = 0; i < threads; ++i) {
     machine.fibers[i].thread = {i, 0, 0};
     machine.fibers[i].lane = i % 32;
@@ -361,8 +365,6 @@ void launch(void (*kernel)(Arguments...), void** pointers, const void* params, u
 
 #define threadIdx (device::machine.current->thread)
 #define blockIdx (device::machine.block)
-#define blockDim (device::machine.block_size)
-#define gridDim (device::machine.grid)
 
 using std::max;
 using std::min;
@@ -372,14 +374,6 @@ inline float __uint_as_float(unsigned word) { return device::real(word); }
 inline float __fdividef(float x, float y) { return x / y; }
 
 inline void __syncthreads() { device::barrier(); }
-
-inline void __syncwarp() {
-  device::Exchange& e = device::machine.current->exchange;
-  e.kind = device::Collective::Shuffle;
-  e.in[0] = 0;
-  e.in[1] = device::machine.current->lane;
-  device::exchange();
-}
 
 inline float __shfl_xor_sync(unsigned mask, float value, int step) {
   if (mask != 0xffffffffu) device::fail("a shuffle of part of a warp");

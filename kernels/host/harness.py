@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from variants import OPERATIONS, chunk, source  # noqa: E402
+from variants import OPERATIONS, source  # noqa: E402
 
 DEVICE = Path(__file__).resolve().parent / "device.hpp"
 SHARED_LIMIT = 48 * 1024
 PAGE = mmap.PAGESIZE
-# The fibers' order (first to last, last to first, shuffled), and whether copies happen at the last moment.
-SCHEDULES = ((0, 0), (1, 1), (2, 0))
+# The order (0: warps first to last, 1: last to first, 2: threads shuffled), and whether copies happen at the last
+# moment.
+SCHEDULES = ((0, 0), (1, 0), (0, 1), (2, 1))
 CANARY = 0xA5
 
 libc = ctypes.CDLL(None)
@@ -104,7 +105,7 @@ def run(operation, elem, constants, entry, arrays, outputs, params, blocks, thre
         pointers = (ctypes.c_void_p * len(buffers))(*[buffer.address for buffer in buffers])
         launch = getattr(code, f"launch_{entry}")
         launch.restype = None
-        launch(pointers, params, ctypes.c_uint(blocks), ctypes.c_uint(threads), ctypes.c_uint(order), ctypes.c_uint(late))
+        launch(pointers, params, *(ctypes.c_uint(value) for value in (blocks, threads, order, late)))
         for buffer, array in zip(buffers, arrays):
             assert buffer.array().tobytes() == np.ascontiguousarray(array).tobytes(), "an input was written"
         assert all(buffer.untouched_around() for buffer in buffers), "a write outside of a buffer"

@@ -4,8 +4,8 @@ import struct
 
 import numpy as np
 
-from harness import chunk, close, dtype, run, store, values
-from variants import ELEMS
+from harness import close, dtype, run, store, values
+from variants import ELEMS, chunk
 
 
 def patches(x, kernel, stride, padding):
@@ -77,10 +77,13 @@ def cases():
             (64, (1, 1, 1, 1), 1, (1, 1), 1, (0, 0, 0, 0), 0, 0),
             (64, (2, 5, 7, 4 if elem != "f32" else 3), 10, (3, 3), 1, (1, 1, 1, 1), 1, 2),
             (64, (2, 6, 5, wide), 9, (3, 3), 1, (1, 1, 1, 1), 1, 1),
-            (64, (1, 7, 8, 3 * wide), 2 * wide, (3, 3), 2, (0, 1, 0, 1), 1, 0),
+            (64, (1, 7, 8, 3 * wide), 2 * wide, (3, 2), 2, (2, 1, 0, 1), 1, 0),
             (64, (2, 9, 4, 5 * wide), 66, (1, 1), 1, (0, 0, 0, 0), 0, 2),
             (128, (2, 11, 13, 5 * wide), 136, (3, 3), 1, (1, 1, 1, 1), 1, 1),
             (128, (1, 12, 23, 2 * wide), 4, (3, 3), 1, (1, 1, 1, 1), 1, 2),
         )
         for shape in shapes:
-            yield f"conv2d {elem} {shape}", lambda e=elem, s=shape: conv2d(e, *s)
+            tile, x, outputs, kernel, stride, *_ = shape
+            size = "x".join(map(str, x))
+            name = f"conv2d {elem} {tile} {size} {outputs} {kernel[0]}x{kernel[1]} stride {stride}"
+            yield name, lambda e=elem, s=shape: conv2d(e, *s)

@@ -5,8 +5,8 @@ import struct
 import numpy as np
 
 from cases.pointwise import FUNCTIONS
-from harness import chunk, close, dtype, run, store, values
-from variants import ELEMS
+from harness import close, dtype, run, store, values
+from variants import ELEMS, chunk
 
 KINDS = {0: lambda x: x, **FUNCTIONS}
 

@@ -5,8 +5,8 @@ import struct
 
 import numpy as np
 
-from harness import chunk, close, dtype, run, store, values
-from variants import ELEMS
+from harness import close, dtype, run, store, values
+from variants import ELEMS, chunk
 
 erf = np.vectorize(math.erf, otypes=[np.float64])
 

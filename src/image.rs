@@ -36,6 +36,12 @@ pub enum ImageError {
         /// What the encoder said.
         source: png::EncodingError,
     },
+    /// A picture could not be encoded to where the caller wanted it.
+    #[error("PNG: {source}")]
+    Write {
+        /// What the encoder or the writer said.
+        source: png::EncodingError,
+    },
 }
 
 /// One finished picture.
@@ -57,6 +63,14 @@ impl Picture {
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), ImageError> {
         let path = path.as_ref();
         write_whole(path, |file| self.encode(file))
+    }
+
+    /// Writes to `to` what [`save`](Self::save) writes to a file.
+    ///
+    /// # Errors
+    /// [`ImageError::Write`].
+    pub fn write_png(&self, to: &mut dyn Write) -> Result<(), ImageError> {
+        self.encode(to).map_err(|source| ImageError::Write { source })
     }
 
     fn encode(&self, file: &mut dyn Write) -> Result<(), png::EncodingError> {

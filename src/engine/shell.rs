@@ -34,6 +34,7 @@ pub(crate) struct Entry<B: Backend> {
     pub(crate) submitted: Duration,
     pub(crate) started: Option<Duration>,
     pub(crate) preview_every: Option<NonZeroU32>,
+    pub(crate) checkpoint_every: Option<NonZeroU32>,
     pub(crate) key: Option<Key>,
 }
 
@@ -90,6 +91,7 @@ pub(crate) struct Priced<B: Backend> {
     pub(crate) labels: Labels,
     pub(crate) deadline: Option<Duration>,
     pub(crate) preview_every: Option<NonZeroU32>,
+    pub(crate) checkpoint_every: Option<NonZeroU32>,
     pub(crate) key: Option<Key>,
 }
 
@@ -232,6 +234,7 @@ impl<B: Backend> Desk<B> {
             submitted: now,
             started: None,
             preview_every: priced.preview_every,
+            checkpoint_every: priced.checkpoint_every,
             key: priced.key,
         };
         self.entries.insert(accepted.id, entry);

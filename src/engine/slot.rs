@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,13 @@ pub enum Progress<P> {
     },
     /// A look at it. One that nobody fetched is replaced by the next.
     Preview(P),
+    /// The job as bytes, as it is after so many steps. One that nobody fetched is replaced by the next.
+    Checkpoint {
+        /// Steps that are done.
+        done: u32,
+        /// For [`Engine::resume`](super::Engine::resume).
+        bytes: Arc<[u8]>,
+    },
     /// Its outcome is there; the last news of every job.
     Ended,
 }
@@ -76,10 +84,10 @@ impl<T: Clone, P: Clone> Slot<T, P> {
         true
     }
 
-    /// Leaves news: at most one step and one preview are kept that nobody fetched.
+    /// Leaves news: at most one step, one preview and one checkpoint are kept that nobody fetched.
     pub(crate) fn tell(&self, news: Progress<P>) {
         let mut inner = lock(&self.inner);
-        if matches!(news, Progress::Step { .. } | Progress::Preview(_)) {
+        if matches!(news, Progress::Step { .. } | Progress::Preview(_) | Progress::Checkpoint { .. }) {
             let kind = std::mem::discriminant(&news);
             inner.news.retain(|kept| std::mem::discriminant(kept) != kind);
         }
@@ -178,7 +186,7 @@ impl<T: Clone, P: Clone> Slot<T, P> {
         inner.listeners = if more { inner.listeners + 1 } else { inner.listeners.saturating_sub(1) };
     }
 
-    /// Whether anyone would see a preview.
+    /// Whether anyone would see a preview or a checkpoint.
     pub(crate) fn is_heard(&self) -> bool {
         lock(&self.inner).listeners > 0
     }

@@ -32,10 +32,12 @@ pub struct Submission<R> {
     pub idempotency_key: Option<Arc<str>>,
     /// A preview after every so many steps, for whoever listens to the job's events.
     pub preview_every: Option<NonZeroU32>,
+    /// A checkpoint after every so many steps, for whoever listens to the job's events.
+    pub checkpoint_every: Option<NonZeroU32>,
 }
 
 impl<R> Submission<R> {
-    /// A submission without deadline, previews or consent to get less.
+    /// A submission without deadline, previews, checkpoints or consent to get less.
     pub fn new(request: R, tenant: impl Into<Arc<str>>, class: impl Into<Arc<str>>) -> Self {
         Self {
             request,
@@ -46,6 +48,7 @@ impl<R> Submission<R> {
             tags: Vec::new(),
             idempotency_key: None,
             preview_every: None,
+            checkpoint_every: None,
         }
     }
 
@@ -83,6 +86,7 @@ impl<R> Submission<R> {
             tags: self.tags,
             idempotency_key: self.idempotency_key,
             preview_every: self.preview_every,
+            checkpoint_every: self.checkpoint_every,
         };
         (self.request, rest)
     }
@@ -116,6 +120,7 @@ impl Submission<()> {
             key: key.map(|key| Key { tenant: self.tenant, key }),
             deadline: self.deadline,
             preview_every: self.preview_every,
+            checkpoint_every: self.checkpoint_every,
         }
     }
 }

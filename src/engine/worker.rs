@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::num::NonZeroU32;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
@@ -219,20 +220,26 @@ impl<B: Backend> Worker<B> {
         if phase == Phase::Start {
             entry.origin = None;
         }
-        let (slot, every) = (entry.slot.clone(), entry.preview_every);
+        let (slot, previews, saves) = (entry.slot.clone(), entry.preview_every, entry.checkpoint_every);
         drop(desk);
         match phase {
             Phase::Start => slot.tell(Progress::Started),
             Phase::Step => slot.tell(Progress::Step { done, total }),
             Phase::Finish => {}
         }
-        let looked_at = phase == Phase::Step && every.is_some_and(|every| done.is_multiple_of(every.get()));
-        if looked_at
-            && slot.is_heard()
-            && let Some(job) = self.jobs.get(&id)
+        let Some(job) = self.jobs.get(&id).filter(|_| phase == Phase::Step && slot.is_heard()) else {
+            return;
+        };
+        let due = |every: Option<NonZeroU32>| every.is_some_and(|every| done.is_multiple_of(every.get()));
+        if due(previews)
             && let Ok(Ok(preview)) = guarded(|| self.shell.backend.preview(job))
         {
             slot.tell(Progress::Preview(preview));
+        }
+        if due(saves)
+            && let Ok(Ok(bytes)) = guarded(|| self.shell.backend.checkpoint(job))
+        {
+            slot.tell(Progress::Checkpoint { done, bytes: bytes.into() });
         }
     }
 

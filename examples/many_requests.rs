@@ -1,7 +1,7 @@
 //! A burst of more requests than the device can serve, in two tiers, and what becomes of them.
 //!
 //! ```text
-//! cargo run --release --example many_requests -- --requests 300 --rate 100
+//! cargo run --release --example many_requests -- --requests 300 --load 3
 //! ```
 
 use std::error::Error;
@@ -22,9 +22,10 @@ struct Arguments {
     /// Requests in all.
     #[arg(long, default_value_t = 300)]
     requests: u64,
-    /// Requests a second, at least 1.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..))]
-    rate: u64,
+    /// How many times more device time is asked for than there is, at least 1. A paying tenth is served in
+    /// time up to 8, its share of the device.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    load: u32,
 }
 
 const HEADER: &str = "class   queued  live  finished  refused  fewer steps  dropped  in time";
@@ -56,19 +57,27 @@ fn lines(status: &Status) -> impl Iterator<Item = String> + '_ {
     })
 }
 
+/// Promises that fit a device which makes one picture in `alone`. A class takes no more than it can serve
+/// within its promise: who would come too late is told so at once.
+fn limits(alone: Duration) -> Limits {
+    let class = |name, weight, objective| {
+        let queue = Bounds { count: 1_000, bytes: 1 << 30, time: objective / 2 };
+        ClassLimits { objective, ..ClassLimits::new(name, weight, queue) }
+    };
+    Limits {
+        classes: vec![class("paid", 8, 15 * alone), class("free", 2, 60 * alone)],
+        degrade_after: 10 * alone,
+        ..Limits::default()
+    }
+}
+
 fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let pipeline = Pipeline::embedded(LoadOptions::default())?;
-    let bounds = Bounds { count: 40, bytes: 1 << 30, time: Duration::from_secs(60) };
-    let objective = Duration::from_secs(2);
-    let limits = Limits {
-        classes: vec![
-            ClassLimits { objective, ..ClassLimits::new("paid", 8, bounds) },
-            ClassLimits { objective: 5 * objective, ..ClassLimits::new("free", 2, bounds) },
-        ],
-        degrade_after: Duration::from_secs(1),
-        ..Limits::default()
-    };
-    let engine = PipelineEngine::over(pipeline, EngineOptions { limits, ..EngineOptions::default() })?;
+    let options = EngineOptions { limits: limits(Duration::from_secs(1)), ..EngineOptions::default() };
+    let engine = PipelineEngine::over(pipeline, options)?;
+    let wanted = Request::new("a red apple on a blue background");
+    let alone = engine.plan(&wanted)?.time;
+    engine.set_limits(limits(alone))?;
 
     let table = MultiProgress::new();
     let style = ProgressStyle::with_template("{msg}")?;
@@ -81,7 +90,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     let begun = Instant::now();
     for number in 0..arguments.requests {
         let class = if number % 10 == 0 { "paid" } else { "free" };
-        let request = Request { seed: number, ..Request::new("a red apple on a blue background") };
+        let request = Request { seed: number, ..wanted.clone() };
         let submission = Submission::new(request, format!("tenant {}", number % 7), class);
         let degrade = Degrade { min_steps: Some(8), ..Degrade::default() };
         // The counters tell the rest: a service would keep the handle, and pass `retry_after` on.
@@ -89,7 +98,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
             handle.detach();
         }
         show();
-        sleep(Duration::from_secs(1) / u32::try_from(arguments.rate)?);
+        sleep(alone / arguments.load);
     }
     while engine.status().classes.iter().any(|class| class.live > 0) {
         show();
@@ -98,6 +107,8 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
     table.clear()?;
     println!("{HEADER}");
     lines(&engine.status()).for_each(|line| println!("{line}"));
-    println!("{} requests in {:.1} s", arguments.requests, begun.elapsed().as_secs_f64());
+    let Arguments { requests, load } = arguments;
+    let (alone, took) = (alone.as_secs_f64(), begun.elapsed().as_secs_f64());
+    println!("{requests} requests at {load} times the pace of one every {alone:.2} s, in {took:.1} s");
     Ok(())
 }

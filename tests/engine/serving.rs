@@ -248,14 +248,15 @@ fn a_submission_is_answered_in_microseconds_while_the_device_is_busy() {
 }
 
 #[test]
-fn a_slow_listener_misses_steps_and_previews_but_never_the_end() {
+fn a_slow_listener_misses_steps_previews_and_checkpoints_but_never_the_end() {
     let (engine, _) = engine_with(roomy(), Duration::ZERO);
-    let previews = Submission { preview_every: 1.try_into().ok(), ..free(ask(1, 300)) };
-    let handle = engine.submit(previews).unwrap();
+    let every = 1.try_into().ok();
+    let watched = Submission { preview_every: every, checkpoint_every: every, ..free(ask(1, 300)) };
+    let handle = engine.submit(watched).unwrap();
     let events = handle.events();
     handle.wait_timeout(Duration::from_secs(20)).unwrap().unwrap();
     let news: Vec<_> = events.collect();
-    assert!(news.len() <= 5, "{news:?}");
+    assert!(news.len() <= 6, "{news:?}");
     assert!(news.contains(&Progress::Step { done: 300, total: 300 }), "{news:?}");
     assert_eq!(news.last(), Some(&Progress::Ended));
 }
@@ -272,6 +273,31 @@ fn previews_come_to_those_who_listen_and_a_panic_in_one_costs_the_preview_alone(
     assert!(good_news.into_iter().any(|news| matches!(news, Progress::Preview(_))));
     assert!(!bad_news.into_iter().any(|news| matches!(news, Progress::Preview(_))));
     assert_eq!((output(good), output(bad)), (bits(1, 3), bits(2, 3)));
+}
+
+#[test]
+fn checkpoints_come_with_the_news_and_go_on_from_the_step_that_they_name() {
+    let (engine, control) = engine();
+    control.hold();
+    let saved = Submission { checkpoint_every: 2.try_into().ok(), ..free(ask(1, 5)) };
+    let news = engine.submit(saved).map(|handle| (handle.events(), handle)).unwrap();
+    control.release();
+    let checkpoints: Vec<_> = news
+        .0
+        .filter_map(|news| match news {
+            Progress::Checkpoint { done, bytes } => Some((done, bytes)),
+            _ => None,
+        })
+        .collect();
+    assert!(checkpoints.iter().all(|(done, _)| [2, 4].contains(done)), "{checkpoints:?}");
+    let (done, bytes) = checkpoints.last().unwrap();
+    let saved = engine.resume(bytes.clone(), false, Submission::new((), "tenant", "free")).unwrap();
+    let steps = saved.events().find_map(|news| match news {
+        Progress::Step { done, total } => Some((done, total)),
+        _ => None,
+    });
+    assert_eq!((*done, steps), (4, Some((5, 5))));
+    assert_eq!(output(saved), bits(1, 5));
 }
 
 #[test]

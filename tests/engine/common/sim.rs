@@ -30,6 +30,8 @@ pub struct Config {
     pub deadlines: f64,
     /// Share of the arrivals' time after which the engine is drained, if it is.
     pub drain: Option<f64>,
+    /// Into how many stretches the arrivals' time is cut for [`Outcome::stretches`].
+    pub stretches: usize,
 }
 
 impl Config {
@@ -46,6 +48,7 @@ impl Config {
             cancels: 0.02,
             deadlines: 0.02,
             drain: None,
+            stretches: 0,
         }
     }
 
@@ -64,7 +67,8 @@ impl Config {
         let (cancels, deadlines) = (rate(0.5), rate(0.5));
         let (load, patient) = (0.3 + 4.0 * rng.unit(), rng.unit());
         let drain = rng.chance(0.3).then(|| rng.unit());
-        Self { seed, load, requests: 400, days: 1.0, rates, patient, cancels, deadlines, drain }
+        let (requests, days, stretches) = (400, 1.0, 0);
+        Self { seed, load, requests, days, rates, patient, cancels, deadlines, drain, stretches }
     }
 }
 
@@ -134,6 +138,11 @@ pub struct Tally {
 }
 
 impl Tally {
+    fn finish(&mut self, latency: f64) {
+        self.finished += 1;
+        self.latencies.push(latency);
+    }
+
     /// Seconds from acceptance to outcome that a share of finished jobs kept.
     pub fn percentile(&mut self, share: f64) -> f64 {
         self.latencies.sort_by(f64::total_cmp);
@@ -142,8 +151,23 @@ impl Tally {
     }
 }
 
+/// A part of the run.
+#[derive(Clone, Debug, Default)]
+pub struct Stretch {
+    /// Device seconds that were asked for, in full launches, retries included.
+    pub asked: f64,
+    /// Device seconds of the jobs that were finished.
+    pub useful: f64,
+    /// Queued by class, as last seen.
+    pub queued: [usize; 2],
+    /// Jobs that were finished, by class.
+    pub tallies: [Tally; 2],
+}
+
 pub struct Outcome {
     pub classes: [Tally; 2],
+    pub stretches: Vec<Stretch>,
+    pub stretch_seconds: f64,
     /// Useful device time over elapsed time, from the first tenth of the arrivals to their end.
     pub goodput: f64,
     /// Retries at the time that was told, and those that were accepted.
@@ -155,6 +179,30 @@ pub struct Outcome {
     pub peak_queued: usize,
     /// What each refusal took of real time.
     pub refusals: Vec<Duration>,
+}
+
+impl Outcome {
+    /// What came of a run at this load, in a line.
+    pub fn line(&mut self, load: f64) -> String {
+        let [paid, free] = &mut self.classes;
+        format!(
+            "load {load:>4}: goodput {:.3}; seconds paid p50 {:.3} p99 {:.3}, free p50 {:.3} p99 {:.3}; refused paid \
+             {} of {}, free {} of {}; came back as told {}, accepted {}; {:?}; {:.0} virtual s",
+            self.goodput,
+            paid.percentile(0.5),
+            paid.percentile(0.99),
+            free.percentile(0.5),
+            free.percentile(0.99),
+            paid.rejected,
+            paid.offered,
+            free.rejected,
+            free.offered,
+            self.told,
+            self.told_accepted,
+            self.endings,
+            self.virtual_seconds,
+        )
+    }
 }
 
 pub struct Sim {
@@ -202,6 +250,8 @@ impl Sim {
             limits,
             out: Outcome {
                 classes: Default::default(),
+                stretches: vec![Stretch::default(); config.stretches],
+                stretch_seconds: length / config.stretches.max(1) as f64,
                 goodput: 0.0,
                 told: 0,
                 told_accepted: 0,
@@ -264,9 +314,13 @@ impl Sim {
         self.out
     }
 
+    fn stretch(&mut self) -> Option<&mut Stretch> {
+        self.out.stretches.get_mut((self.now.as_secs_f64() / self.out.stretch_seconds) as usize)
+    }
+
     fn check(&mut self) {
         let mut queued_in_all = 0;
-        for (class, limits) in CLASSES.iter().zip(&self.limits.classes) {
+        for (class, limits) in CLASSES.iter().zip(self.limits.classes.clone()) {
             let counters = self.scheduler.counters(class).unwrap();
             let index = CLASSES.iter().position(|name| name == class).unwrap();
             let live = self.running.values().filter(|job| job.request.class == index).count() as u64;
@@ -277,6 +331,9 @@ impl Sim {
                 "{class}: {queued:?}"
             );
             queued_in_all += queued.count;
+            if let Some(stretch) = self.stretch() {
+                stretch.queued[index] = queued.count;
+            }
         }
         self.out.peak_queued = self.out.peak_queued.max(queued_in_all);
         assert!(queued_in_all <= self.limits.queue.count);
@@ -338,6 +395,10 @@ impl Sim {
             retry_key: Some(request.key.clone()),
             jitter: self.rng.unit(),
         };
+        let cost = device::ideal(SHAPES[request.shape], request.steps);
+        if let Some(stretch) = self.stretch() {
+            stretch.asked += cost;
+        }
         let tally = &mut self.out.classes[request.class];
         tally.offered += 1;
         let begun = Instant::now();
@@ -418,11 +479,15 @@ impl Sim {
         *self.out.endings.entry(name).or_default() += 1;
         if ending == Ending::Finished {
             assert_eq!(on_device.done, on_device.total, "{id} finished early");
-            let tally = &mut self.out.classes[job.request.class];
-            tally.finished += 1;
-            tally.latencies.push((self.now - job.arrived).as_secs_f64());
+            let (class, latency) = (job.request.class, (self.now - job.arrived).as_secs_f64());
+            let cost = device::ideal(SHAPES[job.request.shape], job.request.steps);
+            self.out.classes[class].finish(latency);
             if (self.measured_from..self.measured_to).contains(&self.now) {
-                self.useful += device::ideal(SHAPES[job.request.shape], job.request.steps);
+                self.useful += cost;
+            }
+            if let Some(stretch) = self.stretch() {
+                stretch.useful += cost;
+                stretch.tallies[class].finish(latency);
             }
         }
     }

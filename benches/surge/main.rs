@@ -17,7 +17,8 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Parser;
-use common::sim::{CLASSES, Config, Outcome, Sim};
+use common::outcome::{Outcome, Stretch};
+use common::sim::{CLASSES, Config, Sim};
 
 /// Plays a surge in virtual time.
 #[derive(Parser)]
@@ -82,7 +83,7 @@ struct Table {
 impl Table {
     fn of(out: &mut Outcome) -> Self {
         let length = out.stretch_seconds;
-        let column = |value: &dyn Fn(&common::sim::Stretch) -> f64| out.stretches.iter().map(value).collect();
+        let column = |value: &dyn Fn(&Stretch) -> f64| out.stretches.iter().map(value).collect();
         let (asked, goodput) = (column(&|s| s.asked / length), column(&|s| s.useful / length));
         let queued = [0, 1].map(|class| column(&|s| s.queued[class] as f64));
         let seconds = (1..=out.stretches.len()).map(|index| index as f64 * length).collect();

@@ -10,8 +10,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::time::{Duration, Instant};
 
+use crate::common::outcome::Outcome;
 use crate::common::quiet;
-use crate::common::sim::{Config, Outcome, Sim};
+use crate::common::sim::{Config, Sim};
 
 /// Of the week's requests.
 const THOUSANDTH: u64 = 700_000;

@@ -4,6 +4,7 @@
 pub mod device;
 pub mod drive;
 pub mod mock;
+pub mod outcome;
 pub mod sim;
 
 /// Held by tests that time something and by tests that load the processor, so that they do not meet.

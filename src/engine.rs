@@ -124,7 +124,7 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// [`EngineError`] for limits that cannot be run under, or a thread that cannot be had.
     pub fn new(backend: B, options: EngineOptions) -> Result<Self, EngineError> {
-        let scheduler = Scheduler::new(options.limits)?;
+        let scheduler = Scheduler::new(options.limits.within(backend.memory()))?;
         let shell = Arc::new(Shell::new(backend, scheduler, options.clock, options.seed, options.remembered));
         let worker = Worker::new(shell.clone());
         let builder = std::thread::Builder::new().name("aquatint-engine".to_owned());
@@ -186,6 +186,7 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// [`LimitsError`], and nothing changes.
     pub fn set_limits(&self, limits: Limits) -> Result<(), LimitsError> {
+        let limits = limits.within(self.shell.backend.memory());
         self.shell.desk().scheduler.set_limits(limits)?;
         self.shell.wake();
         Ok(())

@@ -198,7 +198,7 @@ impl Pipeline {
     /// launches. One request's failure leaves the others alone, and a picture's bits do not depend on
     /// its company.
     pub fn generate_batch(&self, requests: &[Request]) -> Vec<Result<Generation>> {
-        let mut jobs: Vec<Result<Job>> = requests.iter().map(|request| self.start(request)).collect();
+        let mut jobs = self.start_batch(&requests.iter().collect::<Vec<_>>());
         loop {
             let mut indices = Vec::new();
             let mut running = Vec::new();
@@ -220,7 +220,7 @@ impl Pipeline {
                 }
             }
         }
-        jobs.into_iter().map(|job| self.finish(job?)).collect()
+        self.finish_batch(jobs)
     }
 
     /// What [`generate_with`](Self::generate_with) shows its callback, for callers that own the loop.
@@ -242,6 +242,23 @@ impl Pipeline {
 
     fn device(&self) -> &Device {
         &self.0.target.device
+    }
+}
+
+pub(crate) fn no_output(stage: Stage) -> Error {
+    DeviceError::Failed { stage, reason: "the launch gave no output".to_owned() }.into()
+}
+
+/// One launch for all. Where it fails, one for each, so that what asks too much of the device fails alone.
+pub(crate) fn together<T, U>(
+    items: &[T],
+    stage: Stage,
+    launch: &impl Fn(&[T]) -> Result<Vec<U>>,
+) -> Vec<Result<U>> {
+    match guard(stage, || launch(items)) {
+        Ok(values) => values.into_iter().map(Ok).collect(),
+        Err(error) if items.len() <= 1 => vec![Err(error)],
+        Err(_) => items.chunks(1).flat_map(|item| together(item, stage, launch)).collect(),
     }
 }
 

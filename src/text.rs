@@ -3,10 +3,12 @@
 pub(crate) mod clip;
 pub mod tokenizer;
 
-use burn::tensor::{Device, Tensor};
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use self::clip::ClipTextModel;
-use self::tokenizer::{Encoded, Tokenizer};
+use self::tokenizer::{Encoded, Tokenizer, Truncated};
 use crate::error::{Error, Result};
 use crate::request::RequestError;
 
@@ -17,22 +19,53 @@ pub(crate) struct TextEncoder {
     pub(crate) model: ClipTextModel,
 }
 
-/// What the text encoder made of one prompt.
-pub(crate) struct TextStates {
-    /// `[1, tokens, channels]`
-    pub(crate) states: Tensor<3>,
-    pub(crate) encoded: Encoded,
+/// A prompt as the text encoder takes it. Equal ones have equal states.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Tokens {
+    /// Layers left out at the end, as diffusers counts them.
+    pub(crate) skip: usize,
+    pub(crate) ids: Vec<u32>,
 }
 
 impl TextEncoder {
-    /// * `clip_skip`: layers left out at the end, as diffusers counts them
-    pub(crate) fn encode(&self, prompt: &str, clip_skip: usize, device: &Device) -> Result<TextStates> {
+    /// The tokens of a prompt, and the prompt as the tokenizer saw it.
+    ///
+    /// * `skip`: layers left out at the end, as diffusers counts them
+    pub(crate) fn tokens(&self, prompt: &str, skip: usize) -> Result<(Tokens, Option<Truncated>)> {
         let max = self.model.layers();
-        if clip_skip > max {
-            return Err(Error::Request(RequestError::ClipSkip { max, found: clip_skip }));
+        if skip > max {
+            return Err(Error::Request(RequestError::ClipSkip { max, found: skip }));
         }
-        let encoded = self.tokenizer.encode(prompt)?;
-        let states = self.model.forward(&encoded.ids, clip_skip, device);
-        Ok(TextStates { states, encoded })
+        let Encoded { ids, truncated, .. } = self.tokenizer.encode(prompt)?;
+        Ok((Tokens { skip, ids }, truncated))
     }
+
+    /// The states of several prompts, each `[1, tokens, channels]`, in their order; what is equal is
+    /// computed once.
+    ///
+    /// * `most`: rows of one launch
+    pub(crate) fn states(&self, texts: &[&Tokens], most: usize, device: &Device) -> Vec<Tensor<3>> {
+        let mut groups: BTreeMap<(usize, usize), BTreeSet<&Tokens>> = BTreeMap::new();
+        for text in texts {
+            groups.entry((text.skip, text.ids.len())).or_default().insert(text);
+        }
+        let mut states: BTreeMap<&Tokens, Tensor<3>> = BTreeMap::new();
+        for ((skip, _), group) in groups {
+            let group: Vec<&Tokens> = group.into_iter().collect();
+            for launch in group.chunks(most.max(1)) {
+                let rows: Vec<&[u32]> = launch.iter().map(|text| text.ids.as_slice()).collect();
+                let all = self.model.forward(&rows, skip, device);
+                for (index, text) in launch.iter().enumerate() {
+                    states.insert(text, row(&all, index));
+                }
+            }
+        }
+        texts.iter().filter_map(|text| states.get(text).cloned()).collect()
+    }
+}
+
+/// One row of a launch, copied: a part would keep the whole on the device.
+fn row(all: &Tensor<3>, index: usize) -> Tensor<3> {
+    let index = Tensor::<1, Int>::from_data(TensorData::new(vec![index as i32], [1]), &all.device());
+    all.clone().select(0, index)
 }

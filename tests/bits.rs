@@ -67,6 +67,57 @@ fn run_mixed(pipeline: &Pipeline, requests: &[Request]) -> Vec<Generation> {
     (0..requests.len()).map(|index| done.remove(&index).unwrap()).collect()
 }
 
+/// Many jobs start together and end together, in shared launches of the text encoder and the decoder.
+#[test]
+fn jobs_that_are_encoded_and_decoded_together_have_the_bits_of_jobs_alone() {
+    let pipeline = load_cpu("sd15");
+    let prompts = ["a red apple", "a ship at sea, storm", "", "a red apple"];
+    let requests: Vec<Request> = (0..8)
+        .map(|index| Request {
+            width: Some(if index == 5 { 80 } else { 64 }),
+            height: Some(64),
+            steps: Some(2),
+            clip_skip: (index == 3).then_some(1),
+            guidance: Some(Guidance::classifier_free(5.0).negative(prompts[(index + 1) % 4])),
+            input: match index % 3 {
+                0 => Input::Image { image: picture(), strength: 0.6 },
+                _ => Input::Text,
+            },
+            seed: index as u64,
+            count: Some(1 + index as u32 % 2),
+            keep_raw: true,
+            ..Request::new(prompts[index % 4])
+        })
+        .collect();
+    let bad = Request { width: Some(7), ..requests[0].clone() };
+    let mut all: Vec<&Request> = requests.iter().collect();
+    all.insert(4, &bad);
+    let mut jobs = pipeline.start_batch(&all);
+    assert!(matches!(jobs[4], Err(Error::Request(_))));
+    let encoding: Vec<_> = jobs.iter_mut().flatten().collect();
+    assert_eq!(encoding.len(), requests.len());
+    let mut running = encoding;
+    while running.iter().any(|job| !job.is_done()) {
+        pipeline.step(&mut running).into_iter().for_each(|result| result.unwrap());
+    }
+    // One that has steps left is refused, and its neighbours are decoded.
+    jobs.push(pipeline.start(&requests[1]));
+    let mut finished = pipeline.finish_batch(jobs);
+    assert!(matches!(finished.pop(), Some(Err(Error::Unfinished { done: 0, .. }))));
+    assert!(matches!(finished.remove(4), Err(Error::Request(_))));
+    for (request, together) in requests.iter().zip(finished) {
+        let (alone, together) = (pipeline.generate(request).unwrap(), together.unwrap());
+        assert!(bits(&together) == bits(&alone), "{request:?}");
+        assert_eq!(together.report.notes, alone.report.notes);
+        for (one, other) in together.images.iter().zip(&alone.images) {
+            assert_eq!(
+                (one.seed, &one.parameters, &one.pixels),
+                (other.seed, &other.parameters, &other.pixels)
+            );
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 

@@ -14,6 +14,10 @@ use super::scheduler::{Accepted, DegradeReason, Job, Mode, Offer, Scheduler, Wor
 /// Submissions of one tenant without a retry key that are told apart.
 const ANONYMOUS: u64 = 4;
 
+/// Places are kept for those who were told to come back within the time in which this part of the queue
+/// is worked off.
+const RESERVE: u64 = 4;
+
 /// One of an offer's prices, worked out.
 struct Candidate<'a> {
     variant: usize,
@@ -118,14 +122,8 @@ impl Scheduler {
         variant: usize,
         price: &'a Price,
     ) -> Candidate<'a> {
-        let nanos = |phase, rows| nanos(duration(self.costs.share(phase, price, rows)));
         let cap = self.caps.rows(Phase::Step, price);
-        let work = Work {
-            start: nanos(Phase::Start, self.limits.start_rows),
-            step: nanos(Phase::Step, cap),
-            steps: u64::from(price.steps),
-            finish: nanos(Phase::Finish, self.limits.finish_rows),
-        };
+        let work = self.work(price);
         let company = u32::try_from(self.ledger.rows).unwrap_or(u32::MAX);
         let shared = company.saturating_add(price.rows).min(cap.max(price.rows));
         let running = self.latency(price, shared);
@@ -134,6 +132,17 @@ impl Scheduler {
         let alone = self.alone(price);
         let finish = duration(predicted.as_secs_f64() * bias).max(alone);
         Candidate { variant, price, work, alone, predicted, finish }
+    }
+
+    /// A whole job's device time in full launches.
+    pub(super) fn work(&self, price: &Price) -> Work {
+        let nanos = |phase, rows| nanos(duration(self.costs.share(phase, price, rows)));
+        Work {
+            start: nanos(Phase::Start, self.limits.start_rows),
+            step: nanos(Phase::Step, self.caps.rows(Phase::Step, price)),
+            steps: u64::from(price.steps),
+            finish: nanos(Phase::Finish, self.limits.finish_rows),
+        }
     }
 
     /// From start to end on an idle device.
@@ -189,7 +198,14 @@ impl Scheduler {
         let Some(ledger) = self.ledger.classes.get(class) else {
             return Ok(());
         };
-        book.advance(self.now, self.limits.retry_grace);
+        let weights: u64 = self.limits.classes.iter().map(|class| u64::from(class.weight)).sum();
+        let sure = f64::from(limits.weight) / weights.max(1) as f64;
+        let rates = (self.ledger.rate_of(ledger).unwrap_or(sure), sure);
+        // A class may come to get less than it did when it promised: a part of its queue's length stays
+        // free for those who come all the same.
+        let queue = Duration::from_nanos(ledger.queued.work / RESERVE);
+        let ahead = duration(queue.as_secs_f64() / rates.0.max(1e-3));
+        book.advance(self.now, ahead, self.limits.retry_grace);
         let callers = callers(offer);
         let due = callers.clone().find(|caller| book.is_due(self.now, *caller));
         let (kept, kept_work) = if due.is_some() { (0, 0) } else { book.kept() };
@@ -217,10 +233,7 @@ impl Scheduler {
         let Some((bound, hopeless)) = full else {
             return Ok(());
         };
-        let weights: u64 = self.limits.classes.iter().map(|class| u64::from(class.weight)).sum();
-        let sure = f64::from(limits.weight) / weights.max(1) as f64;
         let terms = (self.limits.retry_horizon, self.limits.retry_grace);
-        let rates = (self.ledger.rate_of(ledger).unwrap_or(sure), sure);
         let caller = callers.clone().find(|caller| !book.knows(*caller)).or_else(|| callers.clone().last());
         let retry_after = caller
             .filter(|_| !hopeless)

@@ -68,6 +68,12 @@ pub trait Backend: Send + Sync + 'static {
     /// As [`inspect`](Self::inspect), and where the device fails.
     fn resume(&self, checkpoint: &[u8], allow_inexact: bool) -> Result<Self::Job, Self::Error>;
 
+    /// Bytes on the device that jobs may take together, where that is known; for engines whose
+    /// [`Limits`](super::Limits) name no budget.
+    fn memory(&self) -> Option<u64> {
+        None
+    }
+
     /// What the engine is to do about an error.
     fn fault(&self, error: &Self::Error) -> Fault;
 }

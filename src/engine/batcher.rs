@@ -1,8 +1,11 @@
 //! What the device does next: which jobs share a launch, and how many.
 
-use super::cost::{BatchKey, Phase};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::cost::{BatchKey, Phase, Price};
 use super::lifecycle::{Ending, Trigger};
-use super::queue::{JobId, virtual_charge};
+use super::queue::{JobId, ahead, virtual_charge};
 use super::scheduler::{Action, Flight, Last, Launch, Scheduler};
 
 /// Launches of any phase for which a key rests after one that was half full, twice that after less.
@@ -18,32 +21,48 @@ struct Chosen {
 }
 
 impl Scheduler {
-    /// Chooses the next launch. Phases take turns, so that encoding and decoding share the device with
-    /// the steps and never hold them up for more than one launch each.
+    /// Chooses the next launch. There is one at a time: a second beside it would only make both slower by
+    /// an amount that nobody can predict. Between two steps there is at most one launch that decodes and
+    /// one that encodes, and after these come steps for as long as they took.
     pub(super) fn decide(&mut self, actions: &mut Vec<Action>) {
         let last = self.last;
-        let launched = (!last.suspects && self.launch_suspects())
-            || (last.phase != Some(Phase::Finish) && self.launch_finish())
+        let paid = self.owed == Duration::ZERO;
+        let paid_or_decoded = paid || last.phase == Some(Phase::Finish);
+        let launched = (!last.suspects && self.launch_suspects(paid))
+            || (paid && last.phase != Some(Phase::Finish) && self.launch_finish())
             || last.started.is_some_and(|key| self.launch_step_of(key, false, actions))
-            || self.launch_step(last.phase != Some(Phase::Start), actions)
-            || (last.phase == Some(Phase::Start) && self.launch_step(true, actions))
-            || (last.phase == Some(Phase::Finish) && self.launch_finish())
-            || (last.suspects && self.launch_suspects());
+            || self.launch_step(paid_or_decoded && last.phase != Some(Phase::Start), actions)
+            || (last.phase != Some(Phase::Finish) && self.launch_finish())
+            || self.launch_step(true, actions)
+            || self.launch_finish()
+            || self.launch_suspects(true);
         if let Some(flight) = self.flight.as_ref().filter(|_| launched) {
             actions.push(Action::Launch(flight.launch.clone()));
         }
     }
 
-    /// A group of a failed launch, tried again apart.
-    fn launch_suspects(&mut self) -> bool {
-        while let Some((phase, key, group)) = self.suspects.pop_front() {
-            let alive: Vec<JobId> = group.into_iter().filter(|id| self.jobs.contains_key(id)).collect();
-            if !alive.is_empty() {
-                self.launch(phase, key, alive, true);
-                return true;
-            }
-        }
-        false
+    /// A group of a failed launch, tried again apart; only steps unless `any` phase may go.
+    fn launch_suspects(&mut self, any: bool) -> bool {
+        let jobs = &self.jobs;
+        self.suspects.retain_mut(|(_, _, group)| {
+            group.retain(|id| jobs.contains_key(id));
+            !group.is_empty()
+        });
+        let next = self.suspects.iter().position(|(phase, ..)| any || *phase == Phase::Step);
+        let Some((phase, key, group)) = next.and_then(|index| self.suspects.remove(index)) else {
+            return false;
+        };
+        self.launch(phase, key, group, true);
+        true
+    }
+
+    /// Whether one more job may join a launch of `rows` rows that encodes or decodes.
+    fn has_room(&self, phase: Phase, price: &Price, rows: u32) -> bool {
+        let limit = if phase == Phase::Start { self.limits.start_rows } else { self.limits.finish_rows };
+        let all = rows.saturating_add(price.rows);
+        let time = self.costs.launch(phase, price, all);
+        rows == 0
+            || (all <= self.caps.rows(phase, price).min(limit) && time <= self.limits.stall.as_secs_f64())
     }
 
     /// The jobs that have waited longest for decoding, and others of their key.
@@ -58,12 +77,10 @@ impl Scheduler {
             let Some(job) = self.jobs.get(id) else {
                 continue;
             };
-            let need = job.price.rows;
-            let cap = self.caps.rows(Phase::Finish, &job.price).min(self.limits.finish_rows);
-            if !chosen.is_empty() && rows.saturating_add(need) > cap {
+            if !self.has_room(Phase::Finish, &job.price, rows) {
                 break;
             }
-            rows = rows.saturating_add(need);
+            rows = rows.saturating_add(job.price.rows);
             chosen.push(*id);
         }
         if let Some(jobs) = self.decodable.get_mut(&key) {
@@ -140,12 +157,10 @@ impl Scheduler {
     }
 
     /// Fills a launch of `key` class by class in virtual time. Started jobs come before queued ones of
-    /// their class.
+    /// their class, but for those of tenants that are ahead.
     fn choose(&mut self, key: BatchKey, may_start: bool, actions: &mut Vec<Action>) -> Chosen {
         let classes = self.limits.classes.len();
-        let mut ready: Vec<Vec<(JobId, u32)>> =
-            (0..classes).map(|class| self.ready_rows(class, key)).collect();
-        ready.iter_mut().for_each(|jobs| jobs.reverse());
+        let mut ready: Vec<ReadyJobs> = (0..classes).map(|class| self.ready_jobs(class, key)).collect();
         let mut times = self.queue.virtual_times();
         let mut chosen = Chosen::default();
         let (mut rows, mut start_rows, mut open) = (0u32, 0u32, may_start);
@@ -160,9 +175,8 @@ impl Scheduler {
             let Some((_, class)) = candidates.min() else {
                 return chosen;
             };
-            let started = ready.get(class).and_then(|jobs| jobs.last()).copied();
             let queued = || self.queue.next_queued(class, key).filter(|_| open);
-            let Some(id) = started.map(|(id, _)| id).or_else(queued) else {
+            let Some((id, started)) = ready.get(class).and_then(|jobs| jobs.next(queued)) else {
                 return chosen;
             };
             let Some(job) = self.jobs.get(&id) else {
@@ -176,12 +190,11 @@ impl Scheduler {
                 continue;
             }
             let step = job.work.step;
-            if started.is_some() {
-                ready.get_mut(class).and_then(Vec::pop);
+            if started {
+                ready.get_mut(class).map(ReadyJobs::take);
                 chosen.ready.push(id);
             } else {
-                let cap = self.caps.rows(Phase::Start, &job.price).min(self.limits.start_rows);
-                if start_rows > 0 && start_rows.saturating_add(need) > cap {
+                if !self.has_room(Phase::Start, &job.price, start_rows) {
                     open = false;
                     continue;
                 }
@@ -203,20 +216,26 @@ impl Scheduler {
         }
     }
 
-    /// A class's ready jobs of a key with their rows, at most as many as fill a launch.
-    fn ready_rows(&self, class: usize, key: BatchKey) -> Vec<(JobId, u32)> {
-        let mut rows = 0u32;
-        let mut jobs = Vec::new();
-        for id in self.queue.ready(class, key) {
-            let Some(job) = self.jobs.get(&id) else {
-                continue;
-            };
-            if rows >= self.caps.rows(Phase::Step, &job.price) {
-                break;
-            }
-            rows = rows.saturating_add(job.price.rows);
-            jobs.push((id, job.price.rows));
+    /// A class's ready jobs of a key: apart those of tenants that used a job's worth more than another
+    /// that waits for them.
+    fn ready_jobs(&self, class: usize, key: BatchKey) -> ReadyJobs {
+        let job = |id: JobId| Some((id, self.jobs.get(&id)?));
+        let started: Vec<_> = self.queue.ready(class, key).filter_map(job).collect();
+        let queued = self.queue.next_queued(class, key).and_then(job);
+        let waiting = started.iter().copied().chain(queued);
+        let least = waiting.map(|(_, job)| self.queue.used(&job.place)).min().unwrap_or_default();
+        let mut jobs = ReadyJobs::default();
+        let mut stands_back = BTreeMap::new();
+        for (id, job) in started {
+            // One answer a tenant, so that its jobs stay in their order.
+            let ahead = *stands_back.entry(job.place.tenant).or_insert_with(|| {
+                let used = self.queue.used(&job.place);
+                used > least && ahead(used, least, self.work(&job.price).total())
+            });
+            if ahead { &mut jobs.ahead } else { &mut jobs.first }.push(id);
         }
+        jobs.first.reverse();
+        jobs.ahead.reverse();
         jobs
     }
 
@@ -244,37 +263,57 @@ impl Scheduler {
         }
         let (place, total) = (job.place, job.work.total());
         self.queue.dequeue(id, &place);
-        self.queue.charge_start(&place, total);
+        self.queue.charge_start(&place, 0, total);
         if let Some(job) = self.jobs.get_mut(&id) {
             self.ledger.started(job);
         }
         Start::Started
     }
 
-    /// Sends jobs to the device and charges their classes.
+    /// Sends jobs to the device.
     fn launch(&mut self, phase: Phase, key: BatchKey, jobs: Vec<JobId>, suspects: bool) {
         let rows_of = |id: &JobId| self.jobs.get(id).map_or(0, |job| job.price.rows);
         let rows = jobs.iter().map(rows_of).fold(0, u32::saturating_add);
         let Some(price) = jobs.first().and_then(|id| self.jobs.get(id)).map(|job| job.price.clone()) else {
             return;
         };
-        let seconds = self.costs.launch(phase, &price, rows);
-        let per_row = seconds * 1e9 / f64::from(rows.max(1));
-        for class in 0..self.limits.classes.len() {
-            let of_class =
-                jobs.iter().filter_map(|id| self.jobs.get(id)).filter(|job| job.place.class == class);
-            let rows = of_class.map(|job| job.price.rows).fold(0, u32::saturating_add);
-            if rows > 0 {
-                self.queue.charge_launch(class, key, (per_row * f64::from(rows)) as u64);
-            }
-        }
         for id in &jobs {
             self.move_on(*id, Trigger::Launched);
         }
         self.launches += 1;
+        if phase != Phase::Step && (phase, self.last.phase) != (Phase::Start, Some(Phase::Finish)) {
+            // What is not paid off had no steps to wait for.
+            self.owed = Duration::ZERO;
+        }
         self.last = Last { phase: Some(phase), started: (phase == Phase::Start).then_some(key), suspects };
         let launch = Launch { number: self.launches, phase, key, jobs };
         self.flight = Some(Flight { launch, rows, price });
+    }
+}
+
+/// Ready jobs of one class and key, the next one last.
+#[derive(Debug, Default)]
+struct ReadyJobs {
+    first: Vec<JobId>,
+    /// Those that stand back for the queued ones.
+    ahead: Vec<JobId>,
+}
+
+impl ReadyJobs {
+    fn is_empty(&self) -> bool {
+        self.first.is_empty() && self.ahead.is_empty()
+    }
+
+    /// The next job, `queued` where it is that, and whether it is a started one.
+    fn next(&self, queued: impl FnOnce() -> Option<JobId>) -> Option<(JobId, bool)> {
+        let first = self.first.last().map(|id| (*id, true));
+        let queued = || queued().map(|id| (id, false));
+        first.or_else(queued).or_else(|| self.ahead.last().map(|id| (*id, true)))
+    }
+
+    /// Takes the next started job out.
+    fn take(&mut self) {
+        self.first.pop().or_else(|| self.ahead.pop());
     }
 }
 

@@ -206,6 +206,10 @@ impl<B: Backend> Backend for Drill<B> {
         self.backend.resume(checkpoint, allow_inexact).map_err(DrillError::Backend)
     }
 
+    fn memory(&self) -> Option<u64> {
+        self.backend.memory()
+    }
+
     fn fault(&self, error: &Self::Error) -> Fault {
         match error {
             DrillError::Backend(error) => self.backend.fault(error),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::admission::nanos;
 use super::cost::Phase;
 use super::lifecycle::{Ending, Fault, Trigger};
 use super::queue::JobId;
@@ -24,11 +25,16 @@ impl Scheduler {
             return;
         }
         let phase = flight.launch.phase;
+        self.owed = match phase {
+            Phase::Step => self.owed.saturating_sub(elapsed),
+            Phase::Start | Phase::Finish => self.owed.saturating_add(elapsed),
+        };
         if reports.iter().all(|report| report.fault.is_none()) {
             let seconds = elapsed.as_secs_f64();
             self.costs.observe(phase, &flight.price, flight.rows, seconds);
             self.caps.observe(phase, &flight.price, flight.rows, seconds);
         }
+        self.charge(&flight, elapsed);
         let mut again = Vec::new();
         for id in &flight.launch.jobs {
             // A backend that says nothing about a job has failed it like a launch that fails.
@@ -47,6 +53,25 @@ impl Scheduler {
         }
         self.ledger.rate(self.now);
         self.try_again(&flight, &again, actions);
+    }
+
+    /// Charges classes, lanes and tenants with a launch that took `elapsed`, whatever came of it.
+    fn charge(&mut self, flight: &Flight, elapsed: Duration) {
+        let per_row = nanos(elapsed) / u64::from(flight.rows.max(1));
+        let mut classes = vec![0u64; self.limits.classes.len()];
+        for id in &flight.launch.jobs {
+            let Some(job) = self.jobs.get(id) else {
+                continue;
+            };
+            let share = per_row.saturating_mul(u64::from(job.price.rows));
+            self.queue.charge_use(&job.place, share);
+            if let Some(class) = classes.get_mut(job.place.class) {
+                *class = class.saturating_add(share);
+            }
+        }
+        for (class, share) in classes.into_iter().enumerate().filter(|(_, share)| *share > 0) {
+            self.queue.charge_launch(class, flight.launch.key, share);
+        }
     }
 
     /// Takes what a job used from what it was expected to use; it has got on, so older failures are over.
@@ -68,6 +93,7 @@ impl Scheduler {
         self.ledger.used(job, used);
         let place = job.place;
         self.queue.work_changed(&place, before, after);
+        self.queue.charge_start(&place, before, after);
     }
 
     fn succeeded(&mut self, id: JobId, phase: Phase, actions: &mut Vec<Action>) {

@@ -12,7 +12,9 @@ pub struct Limits {
     pub classes: Vec<ClassLimits>,
     /// Bounds on what is queued, over all classes.
     pub queue: Bounds,
-    /// Bytes on the device that running jobs may reserve together.
+    /// Bytes on the device that running jobs may reserve together. `u64::MAX`, the default, stands for what
+    /// the backend says there is: for a pipeline on a Linux host's processor nine tenths of what was
+    /// available when the engine was made, the control group's limit included; elsewhere no limit.
     pub memory: u64,
     /// How often in a row a job may fail before it is given up; at least 1.
     pub max_attempts: u32,
@@ -23,6 +25,9 @@ pub struct Limits {
     pub start_rows: u32,
     /// The most rows that one launch decodes.
     pub finish_rows: u32,
+    /// The longest launch that encodes or decodes, as predicted: jobs join one until then. Steps wait for
+    /// at most one of each, unless a single job takes longer.
+    pub stall: Duration,
     /// Predicted device time in the engine from which the lowest class gets what it agreed to; each
     /// class above waits for one more of these.
     pub degrade_after: Duration,
@@ -49,6 +54,7 @@ impl Default for Limits {
             patience: Duration::from_secs(60),
             start_rows: 16,
             finish_rows: 8,
+            stall: Duration::from_millis(100),
             degrade_after: Duration::from_secs(60),
             retry_horizon: Duration::from_secs(600),
             retry_grace: Duration::from_secs(2),
@@ -168,6 +174,12 @@ impl Limits {
             }
         }
         Ok(())
+    }
+
+    /// These limits with a budget that is the backend's where none is named.
+    pub(crate) fn within(self, memory: Option<u64>) -> Self {
+        let memory = if self.memory == u64::MAX { memory.unwrap_or(u64::MAX) } else { self.memory };
+        Self { memory, ..self }
     }
 
     /// Checks that these limits may replace `current`.

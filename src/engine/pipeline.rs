@@ -25,6 +25,7 @@ pub type PipelineEngine = Engine<PipelineBackend>;
 pub struct PipelineBackend {
     pipeline: Pipeline,
     times: Times,
+    memory: Option<u64>,
 }
 
 /// Seconds that the timed request took, and how large it was.
@@ -63,7 +64,8 @@ impl PipelineBackend {
         pipeline.finish(job)?;
         let finish = begun.elapsed().as_secs_f64();
         let pixels = f64::from(width) * f64::from(height);
-        Ok(Self { pipeline, times: Times { pixels, start, step, finish } })
+        let memory = pipeline.available_memory().map(|bytes| bytes / 10 * 9);
+        Ok(Self { pipeline, times: Times { pixels, start, step, finish }, memory })
     }
 
     fn price_of(&self, needs: &Needs, encodes_picture: bool) -> Price {
@@ -136,7 +138,7 @@ impl Backend for PipelineBackend {
     }
 
     fn start(&self, requests: &[&Request]) -> Vec<Result<Job>> {
-        requests.iter().map(|request| self.pipeline.start(request)).collect()
+        self.pipeline.start_batch(requests)
     }
 
     fn step(&self, jobs: &mut [&mut Job]) -> Vec<Result<()>> {
@@ -153,7 +155,7 @@ impl Backend for PipelineBackend {
     }
 
     fn finish(&self, jobs: &[&Job]) -> Vec<Result<Generation>> {
-        jobs.iter().map(|job| self.pipeline.decode_job(job)).collect()
+        self.pipeline.decode_jobs(jobs)
     }
 
     fn checkpoint(&self, job: &Job) -> Result<Vec<u8>> {
@@ -167,6 +169,10 @@ impl Backend for PipelineBackend {
 
     fn resume(&self, checkpoint: &[u8], allow_inexact: bool) -> Result<Job> {
         self.pipeline.resume(checkpoint, resume(allow_inexact))
+    }
+
+    fn memory(&self) -> Option<u64> {
+        self.memory
     }
 
     fn fault(&self, error: &Error) -> Fault {

@@ -3,9 +3,10 @@
 //! This is weighted deficit round robin charged in device time, with each flow's deficit kept as the
 //! virtual time (time used over weight) at which it is paid off. The flow with the earliest is next, so
 //! a choice among n flows is O(log n), and a flow's share over any window lacks at most one charge.
-//! Classes and their lanes (jobs of one batch key) are charged for each launch; tenants for each start,
-//! with all that the job is expected to use, so that a job once started is not passed over for another
-//! tenant's.
+//! Everyone is charged for the device time of each launch when it is back. Among tenants that one starts
+//! next who used least, what its started jobs are still expected to use counted in: so tenants come out
+//! even without a started job being passed over. Only where a tenant has used a job's worth more than
+//! another, because it was alone when its jobs started, do its jobs stand back.
 
 mod tenant;
 #[cfg(test)]
@@ -66,11 +67,9 @@ struct Class {
     tenants: Vec<Option<Tenant>>,
     vacant: Vec<usize>,
     names: HashMap<Arc<str>, TenantIndex>,
-    /// Where tenants join that come back: moves as if every waiting tenant were served at once.
+    /// Where tenants join that come back: moves as if every tenant with live jobs were served at once.
     tenant_now: VirtualTime,
     tenant_latest: VirtualTime,
-    /// Tenants with queued jobs.
-    waiting: usize,
     entered: u64,
     /// Accepted and not ended.
     live: usize,
@@ -119,7 +118,6 @@ impl FairQueue {
             names: HashMap::new(),
             tenant_now: 0,
             tenant_latest: 0,
-            waiting: 0,
             entered: 0,
             live: 0,
             queued: 0,
@@ -225,6 +223,7 @@ impl FairQueue {
         if let Some(tenant) = class.tenants.get_mut(place.tenant.0).and_then(Option::as_mut) {
             if tenant.live == 0 {
                 class.busy += 1;
+                tenant.used = tenant.used.max(class.tenant_now);
             }
             tenant.live += 1;
             tenant.work += work;
@@ -245,18 +244,17 @@ impl FairQueue {
             return;
         };
         if tenant.queued == 0 {
-            tenant.virtual_time = tenant.virtual_time.max(class.tenant_now);
             class.entered += 1;
             tenant.entered = class.entered;
         }
+        let virtual_time = tenant.virtual_time();
         let queue = tenant.queues.entry(place.key).or_default();
         if queue.is_empty()
             && let Some(lane) = class.lanes.get_mut(&place.key)
         {
-            lane.waiting.insert((tenant.virtual_time, tenant.entered, place.tenant));
+            lane.waiting.insert((virtual_time, tenant.entered, place.tenant));
         }
         if queue.insert((place.due, id)) {
-            class.waiting += usize::from(tenant.queued == 0);
             tenant.queued += 1;
             class.queued += 1;
             if let Some(lane) = class.lanes.get_mut(&place.key) {
@@ -284,17 +282,12 @@ impl FairQueue {
         if let Some(lane) = class.lanes.get_mut(&place.key) {
             lane.queued -= usize::from(found);
             if emptied {
-                lane.waiting.remove(&(tenant.virtual_time, tenant.entered, place.tenant));
+                lane.waiting.remove(&(tenant.virtual_time(), tenant.entered, place.tenant));
             }
         }
         if found {
             tenant.queued -= 1;
             class.queued -= 1;
-            class.waiting -= usize::from(tenant.queued == 0);
-            if class.queued == 0 {
-                // While nobody waits nobody is passed over: debts end.
-                class.tenant_now = class.tenant_now.max(class.tenant_latest);
-            }
         }
         found
     }
@@ -328,7 +321,14 @@ impl FairQueue {
         }
         if let Some(tenant) = class.tenants.get_mut(place.tenant.0).and_then(Option::as_mut) {
             tenant.live -= 1;
-            class.busy -= usize::from(tenant.live == 0);
+            if tenant.live == 0 {
+                class.busy -= 1;
+                tenant.running = 0;
+                if class.busy == 0 {
+                    // Nobody is left to be passed over: debts end.
+                    class.tenant_now = class.tenant_now.max(class.tenant_latest);
+                }
+            }
         }
     }
 
@@ -383,7 +383,7 @@ impl FairQueue {
         self.classes.iter().map(|class| (class.virtual_time, class.weight)).collect()
     }
 
-    /// A class's jobs use `nanos` of a launch of `key`.
+    /// A class's jobs used `nanos` of a launch of `key`.
     pub(crate) fn charge_launch(&mut self, class: usize, key: BatchKey, nanos: u64) {
         self.with(class, |class| {
             charge(&mut class.virtual_time, nanos, u64::from(class.weight));
@@ -398,26 +398,56 @@ impl FairQueue {
         });
     }
 
-    /// A tenant's job starts, which is expected to use `nanos` in all.
-    pub(crate) fn charge_start(&mut self, place: &Place, nanos: u64) {
-        let Some(class) = self.classes.get_mut(place.class) else {
+    /// A tenant's started job is expected to use `after` nanoseconds more where it was `before`; a job that
+    /// starts was expected to use none, and one that ends is.
+    pub(crate) fn charge_start(&mut self, place: &Place, before: u64, after: u64) {
+        self.with(place.class, |class| {
+            class.recharge(place.tenant, |tenant| {
+                tenant.running = tenant.running.saturating_add(after).saturating_sub(before);
+            });
+        });
+    }
+
+    /// A tenant's job used `nanos` of a launch.
+    pub(crate) fn charge_use(&mut self, place: &Place, nanos: u64) {
+        self.with(place.class, |class| {
+            charge(&mut class.tenant_now, nanos, class.busy as u64);
+            class.recharge(place.tenant, |tenant| charge(&mut tenant.used, nanos, 1));
+        });
+    }
+
+    /// What a tenant used, against others of its class; [`ahead`] reads it.
+    pub(crate) fn used(&self, place: &Place) -> u128 {
+        let tenant = self.classes.get(place.class).and_then(|class| class.tenants.get(place.tenant.0));
+        tenant.and_then(Option::as_ref).map_or(0, |tenant| tenant.used)
+    }
+}
+
+impl Class {
+    /// Changes a tenant's charges, and its place in the lanes where it waits.
+    fn recharge(&mut self, index: TenantIndex, change: impl FnOnce(&mut Tenant)) {
+        let Some(tenant) = self.tenants.get_mut(index.0).and_then(Option::as_mut) else {
             return;
         };
-        let Some(tenant) = class.tenants.get_mut(place.tenant.0).and_then(Option::as_mut) else {
+        let old = (tenant.virtual_time(), tenant.entered, index);
+        change(tenant);
+        let new = (tenant.virtual_time(), tenant.entered, index);
+        self.tenant_latest = self.tenant_latest.max(tenant.used);
+        if new == old {
             return;
-        };
-        charge(&mut class.tenant_now, nanos, class.waiting as u64);
-        class.tenant_now = class.tenant_now.max(tenant.virtual_time);
-        let before = (tenant.virtual_time, tenant.entered, place.tenant);
-        charge(&mut tenant.virtual_time, nanos, 1);
-        class.tenant_latest = class.tenant_latest.max(tenant.virtual_time);
+        }
         for key in tenant.queues.keys() {
-            if let Some(lane) = class.lanes.get_mut(key) {
-                lane.waiting.remove(&before);
-                lane.waiting.insert((tenant.virtual_time, tenant.entered, place.tenant));
+            if let Some(lane) = self.lanes.get_mut(key) {
+                lane.waiting.remove(&old);
+                lane.waiting.insert(new);
             }
         }
     }
+}
+
+/// Whether a tenant that used so much is further than `nanos` before one that used `least`.
+pub(crate) fn ahead(used: u128, least: u128, nanos: u64) -> bool {
+    used > least.saturating_add(u128::from(nanos) * SCALE)
 }
 
 /// Moves a class's virtual time on by `nanos` of device time.

@@ -27,11 +27,13 @@ pub(crate) struct RetryBook {
     kept: BTreeSet<(Duration, Caller)>,
     kept_work: u64,
     next_free: Duration,
+    /// How far ahead places are kept.
+    reserve: Duration,
     /// Stretches the distance between promises while they are broken, shrinks it back while they hold.
     stretch: f64,
 }
 
-/// How long before its due time a place is kept.
+/// A place is kept at least this long before its due time.
 const AHEAD: Duration = Duration::from_millis(500);
 /// The shortest time that anyone is told.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -48,15 +50,18 @@ impl Default for RetryBook {
             kept: BTreeSet::new(),
             kept_work: 0,
             next_free: Duration::ZERO,
+            reserve: AHEAD,
             stretch: 1.0,
         }
     }
 }
 
 impl RetryBook {
-    /// Keeps places that are due soon, and forgets those that were not taken.
-    pub(crate) fn advance(&mut self, now: Duration, grace: Duration) {
-        while let Some(entry) = self.ahead.first().copied().filter(|(due, _)| *due <= now + AHEAD) {
+    /// Keeps places that are due within `ahead`, and forgets those that were not taken.
+    pub(crate) fn advance(&mut self, now: Duration, ahead: Duration, grace: Duration) {
+        self.reserve = ahead.max(AHEAD);
+        let until = now.saturating_add(self.reserve);
+        while let Some(entry) = self.ahead.first().copied().filter(|(due, _)| *due <= until) {
             self.ahead.pop_first();
             self.kept.insert(entry);
             self.kept_work += self.promises.get(&entry.1).map_or(0, |promise| promise.work);
@@ -108,11 +113,14 @@ impl RetryBook {
         if let Some(promise) = self.promises.get(&caller) {
             return Some(promise.due.saturating_sub(now) + spread);
         }
-        // The further off, the less the present counts.
-        let off = self.next_free.saturating_sub(now).as_secs_f64() / horizon.as_secs_f64().max(1e-9);
+        // The places that are kept make up for a rate that falls, but only for as long as they reach; and
+        // where none is kept yet they first have to come free.
+        let first = if self.promises.is_empty() { self.reserve.min(horizon / 4) } else { SHORTEST };
+        let from = self.next_free.max(now.saturating_add(first));
+        let off = from.saturating_sub(now).as_secs_f64() / (2.0 * self.reserve.as_secs_f64());
         let rate = present + (sure.min(present) - present) * off.clamp(0.0, 1.0);
         let distance = Duration::from_nanos(work).mul_f64(self.stretch / (rate * PACE).clamp(1e-3, 1.0));
-        let due = self.next_free.max(now + SHORTEST) + distance;
+        let due = from.saturating_add(distance);
         if due > now.saturating_add(horizon) {
             return None;
         }
@@ -146,7 +154,20 @@ mod tests {
         let told: Vec<Duration> = (0..3)
             .filter_map(|i| book.promise(SECOND, Caller(i), work, (0.5 / PACE, 1.0), TERMS, 0.0))
             .collect();
-        assert_eq!(told, [2_100, 4_100, 6_100].map(Duration::from_millis));
+        assert_eq!(told, [2_500, 4_500, 6_500].map(Duration::from_millis));
+    }
+
+    #[test]
+    fn the_first_waits_until_the_reserve_is_free_and_far_times_are_paced_at_the_sure_rate() {
+        let mut book = RetryBook::default();
+        book.advance(SECOND, 4 * SECOND, TERMS.1);
+        let rates = (0.5 / PACE, 0.125 / PACE);
+        let told: Vec<Duration> = (0..4)
+            .filter_map(|i| book.promise(SECOND, Caller(i), 1_000_000_000, rates, TERMS, 0.0))
+            .collect();
+        assert!(told[0] > 6 * SECOND && told[0] < 9 * SECOND, "{told:?}");
+        // Eight seconds off and further: an eighth of a second's device time each second.
+        assert_eq!(told[3] - told[2], 8 * SECOND);
     }
 
     #[test]
@@ -168,15 +189,26 @@ mod tests {
     }
 
     #[test]
+    fn places_are_kept_as_far_ahead_as_is_asked_for() {
+        let mut book = RetryBook::default();
+        for caller in 0..10 {
+            book.promise(SECOND, Caller(caller), 1_000_000_000, (1.0 / PACE, 1.0), TERMS, 0.0).unwrap();
+        }
+        // One a second from the second second on.
+        book.advance(SECOND, 4 * SECOND, TERMS.1);
+        assert_eq!(book.kept(), (3, 3_000_000_000));
+    }
+
+    #[test]
     fn a_place_is_kept_around_its_time_and_then_given_up() {
         let mut book = RetryBook::default();
         let told = book.promise(SECOND, Caller(1), 1_000_000_000, (1.0, 1.0), TERMS, 0.0).unwrap();
-        book.advance(SECOND, TERMS.1);
+        book.advance(SECOND, Duration::ZERO, TERMS.1);
         assert_eq!(book.kept().0, 0);
-        book.advance(SECOND + told, TERMS.1);
+        book.advance(SECOND + told, Duration::ZERO, TERMS.1);
         assert_eq!(book.kept(), (1, 1_000_000_000));
         assert!(book.is_due(SECOND + told, Caller(1)));
-        book.advance(SECOND + told + 2 * TERMS.1, TERMS.1);
+        book.advance(SECOND + told + 2 * TERMS.1, Duration::ZERO, TERMS.1);
         assert_eq!(book.kept(), (0, 0));
         assert!(!book.is_due(SECOND + told + 2 * TERMS.1, Caller(1)));
     }

@@ -184,6 +184,8 @@ pub struct Scheduler {
     pub(super) suspects: VecDeque<(Phase, BatchKey, Vec<JobId>)>,
     pub(super) flight: Option<Flight>,
     pub(super) last: Last,
+    /// Device time that decoding and encoding had since the last step and the steps have not had since.
+    pub(super) owed: Duration,
     /// Keys that others go before, until the launch of this number: their last one was far from full.
     pub(super) resting: HashMap<BatchKey, u64>,
     pub(super) costs: CostModel,
@@ -226,6 +228,7 @@ impl Scheduler {
             suspects: VecDeque::new(),
             flight: None,
             last: Last::default(),
+            owed: Duration::ZERO,
             resting: HashMap::new(),
             costs: CostModel::default(),
             caps: Caps::default(),
@@ -365,6 +368,9 @@ impl Scheduler {
             return;
         };
         self.queue.work_changed(&job.place, job.work.total(), 0);
+        if !job.waits {
+            self.queue.charge_start(&job.place, job.work.total(), 0);
+        }
         self.queue.release(id, &job.place);
         if let Some(waiting) = self.decodable.get_mut(&job.price.key) {
             waiting.remove(&id);

@@ -21,6 +21,8 @@ pub struct Status {
     pub rows: u64,
     /// Bytes that they have reserved.
     pub reserved_memory: u64,
+    /// The most bytes that they may reserve.
+    pub memory_budget: u64,
     /// The most rows that a step of each key takes at present.
     pub caps: Vec<(BatchKey, u32)>,
     /// How long the device needs for everything that was accepted.
@@ -88,6 +90,7 @@ impl Scheduler {
             launch: launch.map(|flight| (flight.launch.phase, flight.launch.jobs.len(), flight.rows)),
             rows: self.ledger.rows,
             reserved_memory: self.ledger.memory,
+            memory_budget: self.limits.memory,
             caps,
             predicted_drain: Duration::from_nanos(self.ledger.work),
             launches: self.launches,

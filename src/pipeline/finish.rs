@@ -1,10 +1,12 @@
 //! From denoised latents to pictures.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use burn::tensor::Tensor;
 use serde_json::json;
 
-use super::{Pipeline, check_finite, download, memory};
+use super::{Pipeline, check_finite, download, memory, no_output, together};
 use crate::device::{DeviceKind, guard};
 use crate::error::{Error, Result, Stage};
 use crate::image::{Picture, from_unit};
@@ -25,11 +27,11 @@ pub struct Generation {
 /// Where the time went, and what is worth knowing.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Tokenizer, text encoder, image encoder.
+    /// Tokenizer, text encoder, image encoder, of all jobs that were started together.
     pub encoding: Duration,
     /// All steps this job was part of, neighbours in its launches included.
     pub denoising: Duration,
-    /// The autoencoder's decoder.
+    /// The autoencoder's decoder, of all jobs that were finished together.
     pub decoding: Duration,
     /// Bytes of memory: the most that this process has held on the CPU (Linux), what the device's pool
     /// holds at the end elsewhere; `None` where it cannot be read.
@@ -51,9 +53,19 @@ pub struct Raw {
     pub images_shape: [usize; 4],
 }
 
-struct Decoded {
+/// One picture to decode.
+struct Entry<'a> {
+    job: usize,
+    row: &'a Row,
+    /// The latents' values.
     latents: Vec<f32>,
-    unit: Vec<f32>,
+}
+
+/// A job's pictures as they come.
+struct Decoded {
+    images: Vec<Picture>,
+    latents: Vec<f32>,
+    units: Vec<f32>,
 }
 
 impl Pipeline {
@@ -63,29 +75,126 @@ impl Pipeline {
     /// [`Error::Unfinished`] and [`Error::ForeignJob`] for jobs that are not ready or not this
     /// pipeline's; [`Error::NonFinite`] names the stage that overflowed; [`Error::Device`].
     pub fn finish(&self, job: Job) -> Result<Generation> {
-        self.decode_job(&job)
+        self.decode_jobs(&[&job]).pop().unwrap_or_else(|| Err(no_output(Stage::Decode)))
     }
 
-    /// [`finish`](Self::finish) for a caller that keeps the job, to try again or to save it.
-    pub(crate) fn decode_job(&self, job: &Job) -> Result<Generation> {
+    /// [`finish`](Self::finish) for several jobs, one result each, in their order: pictures of one size
+    /// share launches of the decoder. Jobs that failed before are handed through. One job's failure leaves
+    /// the others alone, and a picture's bits are those of a job alone.
+    pub fn finish_batch(&self, jobs: Vec<Result<Job>>) -> Vec<Result<Generation>> {
+        let there: Vec<&Job> = jobs.iter().flatten().collect();
+        let mut decoded = self.decode_jobs(&there).into_iter();
+        let result = |job: Result<Job>| {
+            job.and_then(|_| decoded.next().unwrap_or_else(|| Err(no_output(Stage::Decode))))
+        };
+        jobs.into_iter().map(result).collect()
+    }
+
+    /// [`finish_batch`](Self::finish_batch) for a caller that keeps the jobs, to try again or to save them.
+    pub(crate) fn decode_jobs(&self, jobs: &[&Job]) -> Vec<Result<Generation>> {
+        let begun = Instant::now();
+        let mut decoded: Vec<Result<Decoded>> = jobs.iter().map(|job| self.check_done(job)).collect();
+        self.0.target.run(|| self.decode_all(jobs, &mut decoded));
+        let decoding = begun.elapsed();
+        let results = jobs.iter().zip(decoded);
+        results.map(|(job, decoded)| Ok(self.generation(job, decoded?, decoding))).collect()
+    }
+
+    fn check_done(&self, job: &Job) -> Result<Decoded> {
         self.check_owner(job)?;
         if !job.is_done() {
             return Err(Error::Unfinished { done: job.step(), total: job.total() });
         }
-        let begun = Instant::now();
-        let (mut images, mut latents, mut units) = (Vec::new(), Vec::new(), Vec::new());
-        for row in &job.rows {
-            let decoded = self.0.target.run(|| guard(Stage::Decode, || self.decode(row)))?;
-            images.push(Picture {
-                pixels: from_unit(job.width, job.height, &decoded.unit),
-                seed: row.seed,
-                parameters: self.parameters(job, row.seed),
-            });
-            if job.request.keep_raw {
-                latents.extend(decoded.latents);
-                units.extend(decoded.unit);
+        Ok(Decoded { images: Vec::new(), latents: Vec::new(), units: Vec::new() })
+    }
+
+    /// Every job's first picture, then every job's second: so a launch holds one of each.
+    fn decode_all(&self, jobs: &[&Job], decoded: &mut [Result<Decoded>]) {
+        let mut sizes: BTreeMap<(u32, u32), Vec<usize>> = BTreeMap::new();
+        for (index, job) in jobs.iter().enumerate() {
+            if decoded.get(index).is_some_and(Result::is_ok) {
+                sizes.entry((job.width, job.height)).or_default().push(index);
             }
         }
+        for ((width, height), group) in sizes {
+            let most = self.autoencoder_rows(width, height, group.len());
+            let of = |index: &usize| jobs.get(*index).map_or(&[][..], |job| &job.rows);
+            let pictures = group.iter().map(|index| of(index).len()).max().unwrap_or_default();
+            let order = (0..pictures).flat_map(|picture| {
+                group.iter().filter_map(move |index| Some((*index, of(index).get(picture)?)))
+            });
+            let order: Vec<(usize, &Row)> = order.collect();
+            for launch in order.chunks(most) {
+                self.decode_launch((width, height), launch, jobs, decoded);
+            }
+        }
+    }
+
+    fn decode_launch(
+        &self,
+        (width, height): (u32, u32),
+        rows: &[(usize, &Row)],
+        jobs: &[&Job],
+        decoded: &mut [Result<Decoded>],
+    ) {
+        let mut entries = Vec::with_capacity(rows.len());
+        for (job, row) in rows {
+            let Some(slot) = decoded.get_mut(*job).filter(|decoded| decoded.is_ok()) else {
+                continue;
+            };
+            match guard(Stage::Decode, || finite_latents(row)) {
+                Ok(latents) => entries.push(Entry { job: *job, row, latents }),
+                Err(error) => *slot = Err(error),
+            }
+        }
+        let units = together(&entries, Stage::Decode, &|entries| self.decode(entries));
+        for (entry, unit) in entries.into_iter().zip(units) {
+            let Some(slot) = decoded.get_mut(entry.job) else {
+                continue;
+            };
+            let finite = unit.and_then(|unit| {
+                check_finite(&unit, Stage::Decode, "; a higher precision may help")?;
+                Ok(unit)
+            });
+            match (&mut *slot, finite) {
+                (Ok(decoded), Ok(mut unit)) => {
+                    for value in &mut unit {
+                        *value = (*value * 0.5 + 0.5).clamp(0.0, 1.0);
+                    }
+                    let Some(job) = jobs.get(entry.job) else {
+                        continue;
+                    };
+                    decoded.images.push(Picture {
+                        pixels: from_unit(width, height, &unit),
+                        seed: entry.row.seed,
+                        parameters: self.parameters(job, entry.row.seed),
+                    });
+                    if job.request.keep_raw {
+                        decoded.latents.extend(entry.latents);
+                        decoded.units.extend(unit);
+                    }
+                }
+                (Ok(_), Err(error)) => *slot = Err(error),
+                (Err(_), _) => {}
+            }
+        }
+    }
+
+    /// One launch of the decoder; each picture's values in `-1..=1`, `[height, width, 3]`.
+    fn decode(&self, entries: &[Entry]) -> Result<Vec<Vec<f32>>> {
+        if entries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let autoencoder = &self.0.model.autoencoder;
+        let latents = Tensor::cat(entries.iter().map(|entry| entry.row.latents.clone()).collect(), 0);
+        let values =
+            download(autoencoder.decode(latents / autoencoder.config().scaling_factor), Stage::Decode)?;
+        let length = (values.len() / entries.len()).max(1);
+        Ok(values.chunks(length).map(<[f32]>::to_vec).collect())
+    }
+
+    fn generation(&self, job: &Job, decoded: Decoded, decoding: Duration) -> Generation {
+        let Decoded { images, latents, units } = decoded;
         let raw = job.request.keep_raw.then(|| {
             let [_, channels, lines, columns] = job.rows.first().map_or([0; 4], |row| row.latents.dims());
             Raw {
@@ -98,24 +207,11 @@ impl Pipeline {
         let report = Report {
             encoding: job.encoding,
             denoising: job.denoising,
-            decoding: begun.elapsed(),
+            decoding,
             memory: self.memory(),
             notes: job.notes.clone(),
         };
-        Ok(Generation { images, report, raw })
-    }
-
-    fn decode(&self, row: &Row) -> Result<Decoded> {
-        let latents = download(row.latents.clone(), Stage::Denoise)?;
-        check_finite(&latents, Stage::Denoise, "; a higher precision may help")?;
-        let autoencoder = &self.0.model.autoencoder;
-        let scaled = row.latents.clone() / autoencoder.config().scaling_factor;
-        let mut unit = download(autoencoder.decode(scaled), Stage::Decode)?;
-        check_finite(&unit, Stage::Decode, "; a higher precision may help")?;
-        for value in &mut unit {
-            *value = (*value * 0.5 + 0.5).clamp(0.0, 1.0);
-        }
-        Ok(Decoded { latents, unit })
+        Generation { images, report, raw }
     }
 
     fn memory(&self) -> Option<u64> {
@@ -163,6 +259,12 @@ impl Pipeline {
         }
         parameters.to_string()
     }
+}
+
+fn finite_latents(row: &Row) -> Result<Vec<f32>> {
+    let latents = download(row.latents.clone(), Stage::Denoise)?;
+    check_finite(&latents, Stage::Denoise, "; a higher precision may help")?;
+    Ok(latents)
 }
 
 /// The number as it was typed: JSON numbers are f64, and widening would show digits nobody wrote.

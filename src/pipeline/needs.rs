@@ -29,7 +29,7 @@ pub(crate) struct Needs {
 }
 
 /// Peak bytes of a request on its own, by what they are for.
-struct Peaks([(&'static str, u64); 2]);
+struct Peaks([(&'static str, u64); 3]);
 
 impl Pipeline {
     /// What a request needs, whatever is free at this moment.
@@ -91,10 +91,7 @@ impl Pipeline {
         height: u32,
         guidance: &Guidance,
     ) -> Result<()> {
-        if self.0.target.kind != DeviceKind::Cpu {
-            return Ok(());
-        }
-        let Some(available) = memory::available() else {
+        let Some(available) = self.available_memory() else {
             return Ok(());
         };
         let Peaks(peaks) = self.peaks(request, width, height, guidance);
@@ -104,19 +101,49 @@ impl Pipeline {
         }
     }
 
+    /// Bytes on the device that are free at this moment, where that can be known.
+    pub(crate) fn available_memory(&self) -> Option<u64> {
+        if self.0.target.kind == DeviceKind::Cpu { memory::available() } else { None }
+    }
+
+    /// Pictures of one size that share a launch of the autoencoder: one for each of `jobs`, since a job's
+    /// plan has room for one, and no more than there is memory for where that is known.
+    pub(super) fn autoencoder_rows(&self, width: u32, height: u32, jobs: usize) -> usize {
+        let one = self.0.model.autoencoder.peak_bytes(width as usize, height as usize).max(1);
+        let room = self
+            .available_memory()
+            .map_or(usize::MAX, |bytes| usize::try_from(bytes / one).unwrap_or(usize::MAX));
+        jobs.min(self.0.max_batch).min(room).max(1)
+    }
+
     fn peaks(&self, request: &Request, width: u32, height: u32, guidance: &Guidance) -> Peaks {
         let autoencoder = &self.0.model.autoencoder;
         let factor = autoencoder.config().factor();
         let (width, height, count) = (width as usize, height as usize, request.count.unwrap_or(1) as usize);
         let (columns, lines) = (width / factor, height / factor);
         let rows = count.saturating_mul(halves(guidance) as usize).min(self.0.max_batch);
-        // Every picture's latents with what its sampler keeps, and every finished picture.
+        // Every picture's latents with what its sampler keeps, the prompts' states, the request itself and
+        // what is small, and every finished picture.
         const LATENTS: usize = 8;
+        const SMALL: u64 = 1 << 16;
+        let text = &self.0.model.text;
+        let (tokens, states) = (text.tokenizer.max_length(), halves(guidance) as usize);
         let channels = self.0.model.denoiser.latent_channels();
-        let kept = bytes_of_maps(LATENTS, &[count, channels, columns, lines]);
+        let kept = bytes_of_maps(LATENTS, &[count, channels, columns, lines])
+            .saturating_add(bytes_of_maps(2, &[states, tokens, text.model.width()]))
+            .saturating_add(SMALL);
+        let (encoded, input) = match &request.input {
+            Input::Text => (0, 0),
+            Input::Image { image, .. } => {
+                let pixels = bytes_of_maps(3, &[3, width, height]);
+                (autoencoder.peak_bytes(width, height).saturating_add(pixels), image.as_raw().len() as u64)
+            }
+        };
+        let kept = kept.saturating_add(input);
         let floats = if request.keep_raw { 2 } else { 1 };
         let pictures = bytes_of_maps(3 * floats, &[count, width, height]);
         Peaks([
+            ("encoding", text.model.peak_bytes(states, tokens).max(encoded).saturating_add(kept)),
             ("denoising", self.0.model.denoiser.peak_bytes(rows, columns, lines).saturating_add(kept)),
             ("decoding", autoencoder.peak_bytes(width, height).saturating_add(kept).saturating_add(pictures)),
         ])

@@ -18,8 +18,10 @@ impl Pipeline {
     /// Token ids and text states `[1, tokens, channels]`.
     pub fn text_states(&self, prompt: &str, clip_skip: usize) -> Result<(Vec<u32>, Vec<f32>)> {
         self.guarded(Stage::EncodeText, || {
-            let text = self.0.model.text.encode(prompt, clip_skip, self.device())?;
-            Ok((text.encoded.ids, download(text.states, Stage::EncodeText)?))
+            let text = &self.0.model.text;
+            let (tokens, _) = text.tokens(prompt, clip_skip)?;
+            let states = text.model.forward(&[&tokens.ids], clip_skip, self.device());
+            Ok((tokens.ids, download(states, Stage::EncodeText)?))
         })
     }
 

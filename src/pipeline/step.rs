@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use burn::tensor::{DType, Tensor};
 
-use super::{Pipeline, check_finite, download};
+use super::{Pipeline, check_finite, download, no_output};
 use crate::denoisers::Conditioning;
 use crate::device::{DeviceError, DeviceKind, guard};
 use crate::error::{Error, Result, Stage};
@@ -45,10 +45,6 @@ impl Outputs {
         };
         slots.get_mut(entry.row)
     }
-}
-
-fn no_output() -> DeviceError {
-    DeviceError::Failed { stage: Stage::Denoise, reason: "the launch gave no output".to_owned() }
 }
 
 impl Pipeline {
@@ -179,7 +175,7 @@ impl Pipeline {
         let rows = guard(Stage::Denoise, || {
             let halves = outputs.positive.into_iter().zip(outputs.negative);
             let moved = job.rows.iter().zip(halves).map(|(row, (positive, negative))| {
-                let positive = positive.ok_or_else(no_output)?;
+                let positive = positive.ok_or_else(|| no_output(Stage::Denoise))?;
                 let output = match (guidance, negative) {
                     (Some(plan), Some(negative)) => plan.combine(positive, negative),
                     _ => positive,

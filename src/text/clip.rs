@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::error::Result;
-use crate::nn::{LayerNorm, Linear, Load, Weights};
+use crate::nn::{LayerNorm, Linear, Load, Weights, bytes_of_maps};
 use crate::ops::{self, Mask};
 use crate::weights::{ConfigError, ConfigReader};
 
@@ -150,17 +150,26 @@ impl ClipTextModel {
         self.config.max_positions
     }
 
-    /// States after the final norm, `[1, tokens, hidden_size]`.
+    /// An upper estimate of the activations' bytes for some rows: queries, keys, values, two residuals and
+    /// their norms, and the wider layer before and after its activation.
+    pub(crate) fn peak_bytes(&self, rows: usize, tokens: usize) -> u64 {
+        let ClipConfig { hidden_size, intermediate_size, .. } = self.config;
+        let channels = hidden_size.saturating_mul(8).saturating_add(intermediate_size.saturating_mul(3));
+        bytes_of_maps(1, &[rows, tokens, channels])
+    }
+
+    /// States after the final norm, `[rows, tokens, hidden_size]`, all of one launch.
     ///
-    /// * `ids`: at most `max_positions` tokens, each under `vocab_size`
+    /// * `rows`: of one length, at most `max_positions` tokens, each under `vocab_size`
     /// * `skip`: layers left out at the end
-    pub(crate) fn forward(&self, ids: &[u32], skip: usize, device: &Device) -> Tensor<3> {
-        let ids: Vec<i32> = ids.iter().map(|id| *id as i32).collect();
-        let tokens = ids.len();
-        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [tokens]), device);
+    pub(crate) fn forward(&self, rows: &[&[u32]], skip: usize, device: &Device) -> Tensor<3> {
+        let tokens = rows.first().map_or(0, |row| row.len());
+        let ids: Vec<i32> = rows.iter().flat_map(|row| row.iter()).map(|id| *id as i32).collect();
+        let ids = Tensor::<1, Int>::from_data(TensorData::new(ids, [rows.len() * tokens]), device);
+        let embedded = self.token_embedding.clone().select(0, ids);
+        let embedded = embedded.reshape([rows.len(), tokens, self.config.hidden_size]);
         let positions = self.position_embedding.clone().narrow(0, 0, tokens);
-        let embedded = self.token_embedding.clone().select(0, ids) + positions;
-        let mut hidden = embedded.unsqueeze::<3>();
+        let mut hidden = embedded + positions.unsqueeze::<3>();
         for layer in self.layers.iter().take(self.layers.len() - skip) {
             hidden = layer.forward(hidden, &self.config);
         }

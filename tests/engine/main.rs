@@ -4,7 +4,9 @@
 mod chaos;
 mod common;
 mod drills;
+mod fairness;
 mod faults;
+mod phases;
 #[cfg(all(feature = "embedded", feature = "cpu"))]
 mod real;
 mod scheduler;

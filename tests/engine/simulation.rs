@@ -55,15 +55,17 @@ fn a_surge_keeps_its_promises_at_every_load() {
         if load == 0.9 {
             paid_at_90 = paid_p99;
         }
-        if load == 3.0 {
-            assert!(paid_p99 <= 2.0 * paid_at_90, "paid p99 {paid_p99} s, {paid_at_90} s at 0.9");
-            assert!(out.goodput >= 0.95, "goodput {}", out.goodput);
+        if load >= 0.9 {
             assert!(
                 out.told_accepted * 10 >= out.told * 9 && out.told > 1_000,
-                "{} of {}",
+                "{} of {} who came back as told were accepted",
                 out.told_accepted,
                 out.told
             );
+        }
+        if load == 3.0 {
+            assert!(paid_p99 <= 2.0 * paid_at_90, "paid p99 {paid_p99} s, {paid_at_90} s at 0.9");
+            assert!(out.goodput >= 0.95, "goodput {}", out.goodput);
             out.refusals.sort();
             let late = out.refusals[out.refusals.len() * 99 / 100];
             assert!(late < Duration::from_micros(100), "a refusal took {late:?}");

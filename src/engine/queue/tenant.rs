@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Class, FairQueue, JobId, TenantIndex, VirtualTime};
+use super::{Class, FairQueue, JobId, SCALE, TenantIndex, VirtualTime};
 use crate::engine::admission::nanos;
 use crate::engine::cost::BatchKey;
 use crate::engine::limits::Quota;
@@ -13,7 +13,10 @@ use crate::engine::rejected::Bound;
 #[derive(Debug)]
 pub(super) struct Tenant {
     pub(super) name: Arc<str>,
-    pub(super) virtual_time: VirtualTime,
+    /// Device time that its jobs used, from where it joined.
+    pub(super) used: VirtualTime,
+    /// Nanoseconds that its started jobs are expected to use yet.
+    pub(super) running: u64,
     /// Breaks ties in the order in which tenants came.
     pub(super) entered: u64,
     pub(super) queues: BTreeMap<BatchKey, BTreeSet<(Duration, JobId)>>,
@@ -27,10 +30,11 @@ pub(super) struct Tenant {
 }
 
 impl Tenant {
-    pub(super) fn new(name: Arc<str>, virtual_time: VirtualTime) -> Self {
+    pub(super) fn new(name: Arc<str>, used: VirtualTime) -> Self {
         Self {
             name,
-            virtual_time,
+            used,
+            running: 0,
             entered: 0,
             queues: BTreeMap::new(),
             queued: 0,
@@ -39,6 +43,11 @@ impl Tenant {
             accepted: VecDeque::new(),
             accepted_cost: 0,
         }
+    }
+
+    /// Who has the least starts next.
+    pub(super) fn virtual_time(&self) -> VirtualTime {
+        self.used.saturating_add(VirtualTime::from(self.running) * SCALE)
     }
 
     /// Forgets what was accepted at `until` and before; nothing where that is before all time.
@@ -61,7 +70,7 @@ impl Class {
             tenant.forget_accepted(quota_start);
         }
         let gone = slot.as_ref().is_some_and(|tenant| {
-            tenant.live == 0 && tenant.virtual_time <= self.tenant_now && tenant.accepted.is_empty()
+            tenant.live == 0 && tenant.used <= self.tenant_now && tenant.accepted.is_empty()
         });
         if gone && let Some(tenant) = slot.take() {
             self.names.remove(&tenant.name);

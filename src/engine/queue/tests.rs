@@ -1,6 +1,6 @@
 //! The queue against a model of itself that keeps one list and searches it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -29,8 +29,8 @@ struct NaiveClass {
     time: u128,
     lanes: BTreeMap<BatchKey, u128>,
     lane_now: u128,
-    /// Virtual time, and when it last came back.
-    tenants: BTreeMap<u8, (u128, u64)>,
+    /// What they used, what their started jobs are to use, and when they last came back.
+    tenants: BTreeMap<u8, (u128, u64, u64)>,
     tenant_now: u128,
     tenant_latest: u128,
     entered: u64,
@@ -56,9 +56,9 @@ impl Naive {
         self.of(class).filter(|job| job.at == Where::Queued)
     }
 
-    fn waiting(&self, class: usize, key: Option<BatchKey>) -> usize {
-        let here = self.queued(class).filter(|job| key.is_none_or(|key| job.place.key == key));
-        here.map(|job| job.tenant).collect::<std::collections::BTreeSet<_>>().len()
+    fn waiting(&self, class: usize, key: BatchKey) -> usize {
+        let here = self.queued(class).filter(|job| job.place.key == key);
+        here.map(|job| job.tenant).collect::<BTreeSet<_>>().len()
     }
 
     fn accept(&mut self, job: NaiveJob) {
@@ -67,31 +67,36 @@ impl Naive {
             class.time = class.time.max(self.now);
         }
         let new_lane = self.of(job.class).all(|other| other.place.key != job.place.key);
-        let comes_back = self.queued(job.class).all(|other| other.tenant != job.tenant);
+        let joins = self.of(job.class).all(|other| other.tenant != job.tenant);
+        let waits_again = self.queued(job.class).all(|other| other.tenant != job.tenant);
         let class = &mut self.classes[job.class];
         if new_lane {
             class.lanes.insert(job.place.key, class.lane_now);
         }
-        if comes_back {
+        let tenant = class.tenants.entry(job.tenant).or_default();
+        if joins {
+            tenant.0 = tenant.0.max(class.tenant_now);
+        }
+        if waits_again {
             class.entered += 1;
-            let tenant = class.tenants.entry(job.tenant).or_insert((class.tenant_now, 0));
-            *tenant = (tenant.0.max(class.tenant_now), class.entered);
+            tenant.2 = class.entered;
         }
         self.jobs.push(job);
     }
 
-    fn left_queue(&mut self, class: usize) {
-        if self.queued(class).next().is_none() {
-            let class = &mut self.classes[class];
-            class.tenant_now = class.tenant_now.max(class.tenant_latest);
-        }
+    fn tenant(&mut self, id: JobId) -> (&mut NaiveClass, u8) {
+        let job = *self.jobs.iter().find(|job| job.id == id).unwrap();
+        (&mut self.classes[job.class], job.tenant)
     }
 
     fn next_queued(&self, class: usize, key: BatchKey) -> Option<JobId> {
         let here = self.queued(class).filter(|job| job.place.key == key);
         let state = &self.classes[class];
         here.filter(|_| !state.paused)
-            .min_by_key(|job| (state.tenants[&job.tenant], job.place.due, job.id))
+            .min_by_key(|job| {
+                let (used, running, entered) = state.tenants[&job.tenant];
+                (used + over(running, 1), entered, job.place.due, job.id)
+            })
             .map(|job| job.id)
     }
 
@@ -123,22 +128,30 @@ impl Naive {
     }
 
     fn start(&mut self, id: JobId, nanos: u64) {
-        let job = self.jobs.iter_mut().find(|job| job.id == id).unwrap();
-        job.at = Where::InLaunch;
-        let (index, tenant) = (job.class, job.tenant);
-        self.left_queue(index);
-        let waiting = self.waiting(index, None);
-        let class = &mut self.classes[index];
-        class.tenant_now += over(nanos, waiting);
-        let time = class.tenants.get_mut(&tenant).unwrap();
-        class.tenant_now = class.tenant_now.max(time.0);
-        time.0 += over(nanos, 1);
-        class.tenant_latest = class.tenant_latest.max(time.0);
+        self.jobs.iter_mut().find(|job| job.id == id).unwrap().at = Where::InLaunch;
+        self.correct(id, 0, nanos);
+    }
+
+    fn correct(&mut self, id: JobId, before: u64, after: u64) {
+        let (class, tenant) = self.tenant(id);
+        let running = &mut class.tenants.get_mut(&tenant).unwrap().1;
+        *running = (*running + after).saturating_sub(before);
+        class.tenant_latest = class.tenant_latest.max(class.tenants[&tenant].0);
+    }
+
+    fn charge_use(&mut self, id: JobId, nanos: u64) {
+        let index = self.jobs.iter().find(|job| job.id == id).unwrap().class;
+        let busy = self.of(index).map(|job| job.tenant).collect::<BTreeSet<_>>().len();
+        let (class, tenant) = self.tenant(id);
+        class.tenant_now += over(nanos, busy);
+        let used = &mut class.tenants.get_mut(&tenant).unwrap().0;
+        *used += over(nanos, 1);
+        class.tenant_latest = class.tenant_latest.max(*used);
     }
 
     fn charge_launch(&mut self, index: usize, key: BatchKey, nanos: u64) {
         let started = self.of(index).filter(|job| job.place.key == key && job.at != Where::Queued).count();
-        let claims = self.waiting(index, Some(key)) + started;
+        let claims = self.waiting(index, key) + started;
         let class = &mut self.classes[index];
         class.time += over(nanos, class.weight as usize);
         if let Some(time) = class.lanes.get_mut(&key) {
@@ -149,11 +162,15 @@ impl Naive {
     fn release(&mut self, id: JobId) {
         let index = self.jobs.iter().position(|job| job.id == id).unwrap();
         let job = self.jobs.remove(index);
-        if job.at == Where::Queued {
-            self.left_queue(job.class);
+        if self.of(job.class).all(|other| other.tenant != job.tenant) {
+            self.classes[job.class].tenants.get_mut(&job.tenant).unwrap().1 = 0;
         }
         if self.of(job.class).all(|other| other.place.key != job.place.key) {
             self.classes[job.class].lanes.remove(&job.place.key);
+        }
+        if self.of(job.class).next().is_none() {
+            let class = &mut self.classes[job.class];
+            class.tenant_now = class.tenant_now.max(class.tenant_latest);
         }
     }
 
@@ -183,6 +200,16 @@ enum Step {
         key: u64,
         nanos: u64,
     },
+    /// A job's tenant is charged with what it used, or with less than was expected.
+    Use {
+        pick: usize,
+        nanos: u64,
+    },
+    Correct {
+        pick: usize,
+        before: u64,
+        after: u64,
+    },
     Ready {
         pick: usize,
     },
@@ -205,7 +232,11 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(class, tenant, key, due)| Step::Accept { class, tenant, key, due }),
         3 => (class.clone(), key.clone(), nanos.clone())
             .prop_map(|(class, key, nanos)| Step::Start { class, key, nanos }),
-        2 => (class.clone(), key, nanos).prop_map(|(class, key, nanos)| Step::Launch { class, key, nanos }),
+        2 => (class.clone(), key, nanos.clone())
+            .prop_map(|(class, key, nanos)| Step::Launch { class, key, nanos }),
+        2 => (any::<usize>(), nanos.clone()).prop_map(|(pick, nanos)| Step::Use { pick, nanos }),
+        2 => (any::<usize>(), nanos.clone(), nanos)
+            .prop_map(|(pick, before, after)| Step::Correct { pick, before, after }),
         2 => any::<usize>().prop_map(|pick| Step::Ready { pick }),
         1 => any::<usize>().prop_map(|pick| Step::Take { pick }),
         2 => any::<usize>().prop_map(|pick| Step::End { pick }),
@@ -251,13 +282,25 @@ impl Pair {
                 if let Some(id) = self.naive.next_queued(class, BatchKey(key)) {
                     let place = self.naive.jobs.iter().find(|job| job.id == id).unwrap().place;
                     assert!(self.real.dequeue(id, &place));
-                    self.real.charge_start(&place, nanos);
+                    self.real.charge_start(&place, 0, nanos);
                     self.naive.start(id, nanos);
                 }
             }
             Step::Launch { class, key, nanos } => {
                 self.real.charge_launch(class, BatchKey(key), nanos);
                 self.naive.charge_launch(class, BatchKey(key), nanos);
+            }
+            Step::Use { pick, nanos } => {
+                if let Some(job) = self.pick(pick, |_| true) {
+                    self.real.charge_use(&job.place, nanos);
+                    self.naive.charge_use(job.id, nanos);
+                }
+            }
+            Step::Correct { pick, before, after } => {
+                if let Some(job) = self.pick(pick, |_| true) {
+                    self.real.charge_start(&job.place, before, after);
+                    self.naive.correct(job.id, before, after);
+                }
             }
             Step::Ready { pick } => {
                 if let Some(job) = self.pick(pick, |at| at == Where::InLaunch) {
@@ -297,6 +340,8 @@ impl Pair {
             }
             let mut tenants: BTreeMap<String, (usize, usize)> = BTreeMap::new();
             for job in self.naive.of(class) {
+                let used = self.naive.classes[class].tenants[&job.tenant].0;
+                prop_assert_eq!(self.real.used(&job.place), used);
                 let counts = tenants.entry(job.tenant.to_string()).or_default();
                 *counts = (counts.0 + usize::from(job.at == Where::Queued), counts.1 + 1);
             }
@@ -328,7 +373,7 @@ proptest! {
         }
         for class in &pair.real.classes {
             prop_assert!(class.lanes.is_empty() && class.order.is_empty());
-            prop_assert_eq!((class.queued, class.busy, class.waiting), (0, 0, 0));
+            prop_assert_eq!((class.queued, class.busy), (0, 0));
         }
     }
 }
@@ -341,7 +386,9 @@ fn tenants_that_left_are_forgotten_as_others_come() {
         let place = Place { class: 0, tenant, key: BatchKey(1), due: Duration::ZERO };
         queue.accept(JobId(number), place, 0, None);
         assert!(queue.dequeue(JobId(number), &place));
-        queue.charge_start(&place, 1_000);
+        queue.charge_start(&place, 0, 1_000);
+        queue.charge_use(&place, 1_000);
+        queue.charge_start(&place, 1_000, 0);
         queue.release(JobId(number), &place);
     }
     assert!(queue.classes[0].tenants.len() < 10, "{}", queue.classes[0].tenants.len());

@@ -17,10 +17,17 @@ pub struct Times {
     pub step: Duration,
     pub finish: Duration,
     pub step_row: Duration,
+    /// A row of a launch that encodes or decodes.
+    pub aside_row: Duration,
 }
 
-pub const PLAIN: Times =
-    Times { start: Duration::from_micros(100), step: MS, finish: Duration::from_micros(100), step_row: MS };
+pub const PLAIN: Times = Times {
+    start: Duration::from_micros(100),
+    step: MS,
+    finish: Duration::from_micros(100),
+    step_row: MS,
+    aside_row: Duration::ZERO,
+};
 
 pub struct Driven {
     pub class: &'static str,
@@ -119,9 +126,9 @@ impl Drive {
                     assert!(self.flight.is_none(), "two launches at once");
                     let rows = launch.jobs.len() as u32;
                     let time = match launch.phase {
-                        Phase::Start => self.times.start,
+                        Phase::Start => self.times.start + self.times.aside_row * rows,
                         Phase::Step => self.times.step + self.times.step_row * rows,
-                        Phase::Finish => self.times.finish,
+                        Phase::Finish => self.times.finish + self.times.aside_row * rows,
                     };
                     self.launches.push((self.now, self.now + time, launch.clone()));
                     self.flight = Some((self.now + time, launch));

@@ -92,14 +92,24 @@ impl Conv {
 }
 
 /// Of the elements at `members`, each with its weight and bias.
+/// What a backend takes means in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "each test binary has one kind of backend")]
+pub(crate) enum Sums {
+    F32,
+    F64,
+}
+
 fn normalise(
     x: &[f64],
     members: &[usize],
     affine: impl Fn(usize) -> (f64, f64),
     eps: f64,
+    sums: Sums,
     out: &mut [Exact],
 ) {
     let count = members.len() as f64;
+    let size = members.iter().map(|i| x[*i].abs()).sum::<f64>() / count;
     let mean = members.iter().map(|i| x[*i]).sum::<f64>() / count;
     let variance = members.iter().map(|i| (x[*i] - mean).powi(2)).sum::<f64>() / count;
     let factor = 1.0 / (variance + eps).sqrt();
@@ -108,6 +118,10 @@ fn normalise(
         out[i].add(x[i] * factor * weight);
         out[i].add(-mean * factor * weight);
         out[i].add(bias);
+        if sums == Sums::F32 {
+            // The mean carries the rounding of a sum of this size.
+            out[i].magnitude += (size * factor * weight).abs();
+        }
     }
 }
 
@@ -118,6 +132,7 @@ pub(crate) fn group_norm(
     weight: &[f64],
     bias: &[f64],
     eps: f64,
+    sums: Sums,
 ) -> Vec<Exact> {
     let channels = weight.len();
     let size = channels / groups;
@@ -127,18 +142,18 @@ pub(crate) fn group_norm(
             let members: Vec<usize> = (0..pixels)
                 .flat_map(|p| (0..size).map(move |c| (picture * pixels + p) * channels + group * size + c))
                 .collect();
-            normalise(x, &members, |i| (weight[i % channels], bias[i % channels]), eps, &mut out);
+            normalise(x, &members, |i| (weight[i % channels], bias[i % channels]), eps, sums, &mut out);
         }
     }
     out
 }
 
-pub(crate) fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f64) -> Vec<Exact> {
+pub(crate) fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f64, sums: Sums) -> Vec<Exact> {
     let channels = weight.len();
     let mut out = vec![Exact::default(); x.len()];
     for row in 0..x.len() / channels {
         let members: Vec<usize> = (row * channels..(row + 1) * channels).collect();
-        normalise(x, &members, |i| (weight[i % channels], bias[i % channels]), eps, &mut out);
+        normalise(x, &members, |i| (weight[i % channels], bias[i % channels]), eps, sums, &mut out);
     }
     out
 }

@@ -1,0 +1,36 @@
+// y[r, c] = x[r, c] * gelu(x[r, half + c]), the exact gelu, in f32 (Shazeer 2020)
+// x: [rows, 2 * half]; y: [rows, half]; all in vectors of WIDTH elements
+// tile: ITEMS vectors a thread, neighbours read by neighbours
+// constants: elem f32 or f16, WIDTH 1, 2 or 4
+// limits: the accuracy of activation.wgsl
+// reference: ops::reference::geglu; test: tests/kernels.rs
+
+const ITEMS: u32 = 4u;
+
+// half: of one row, in vectors; count: of y, in vectors
+struct Params { count: u32, half: u32 }
+
+@group(0) @binding(0) var<storage, read_write> x: array<elems>;
+@group(0) @binding(1) var<storage, read_write> y: array<elems>;
+@group(0) @binding(2) var<uniform> params: Params;
+
+fn gelu_of(v: floats) -> floats {
+    let a = abs(v);
+    let t = floats(1.0) / (floats(1.0) + a * 0.23164188769);
+    let p = t * (t * (t * (t * (t * 1.061405429 - 1.453152027) + 1.421413741) - 0.284496736) + 0.254829592);
+    let tail = a * 0.5 * p * exp(-0.5 * a * a);
+    return max(v, floats(0.0)) - tail;
+}
+
+@compute @workgroup_size(THREADS)
+fn geglu(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+         @builtin(local_invocation_index) thread: u32) {
+    let start = (group.y * groups.x + group.x) * THREADS * ITEMS + thread;
+    for (var item = 0u; item < ITEMS; item++) {
+        let i = start + item * THREADS;
+        if i < params.count {
+            let value = i + i / params.half * params.half;
+            y[i] = elems(floats(x[value]) * gelu_of(floats(x[value + params.half])));
+        }
+    }
+}

@@ -1,0 +1,65 @@
+// y[r, c] = (x[r, c] - mean[r]) / sqrt(var[r] + eps) * weight[c] + bias[c], var biased (Ba et al. 2016)
+// x, y: [rows, channels]; weight, bias: [channels]; in vectors of WIDTH elements; sums in f32
+// tile: LANES threads a row, THREADS / LANES rows a workgroup; the row is read three times, from cache after the first
+// constants: elem f32 or f16, WIDTH 1, 2 or 4
+// the variance is summed around the mean, and the mean's own rounding is taken out, so that a row far from zero, or with
+// outliers, loses nothing
+// reference: ops::reference::layer_norm; test: tests/kernels.rs
+
+const LANES: u32 = 32u;
+
+// channels: in vectors
+struct Params { rows: u32, channels: u32, eps: f32 }
+
+@group(0) @binding(0) var<storage, read_write> x: array<elems>;
+@group(0) @binding(1) var<storage, read_write> weight: array<elems>;
+@group(0) @binding(2) var<storage, read_write> bias: array<elems>;
+@group(0) @binding(3) var<storage, read_write> y: array<elems>;
+@group(0) @binding(4) var<uniform> params: Params;
+
+var<workgroup> sums: array<vec2<f32>, THREADS>;
+
+// Two sums over the lanes of a row, in a fixed order.
+fn row_sums(first: floats, second: floats, thread: u32) -> vec2<f32> {
+    sums[thread] = vec2(across(first), across(second));
+    workgroupBarrier();
+    for (var step = LANES / 2u; step > 0u; step /= 2u) {
+        if thread % LANES < step { sums[thread] += sums[thread + step]; }
+        workgroupBarrier();
+    }
+    let sum = sums[thread / LANES * LANES];
+    workgroupBarrier();
+    return sum;
+}
+
+@compute @workgroup_size(THREADS)
+fn layer_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+              @builtin(local_invocation_index) thread: u32) {
+    let row = (group.y * groups.x + group.x) * (THREADS / LANES) + thread / LANES;
+    let lane = thread % LANES;
+    // Rows beyond the last read nothing and meet the barriers.
+    let end = select(0u, params.channels, row < params.rows);
+    let start = row * params.channels;
+    let count = f32(params.channels * WIDTH);
+
+    var part = floats(0.0);
+    for (var c = lane; c < end; c += LANES) { part += floats(x[start + c]); }
+    let mean = row_sums(part, floats(0.0), thread).x / count;
+
+    part = floats(0.0);
+    var squares = floats(0.0);
+    for (var c = lane; c < end; c += LANES) {
+        let centred = floats(x[start + c]) - mean;
+        part += centred;
+        squares += centred * centred;
+    }
+    let moments = row_sums(part, squares, thread) / count;
+    // What rounding has left of the mean.
+    let rest = moments.x;
+    let scale = 1.0 / sqrt(max(moments.y - rest * rest, 0.0) + params.eps);
+
+    for (var c = lane; c < end; c += LANES) {
+        let normalised = (floats(x[start + c]) - mean - rest) * scale;
+        y[start + c] = elems(normalised * floats(weight[c]) + floats(bias[c]));
+    }
+}

@@ -1,0 +1,46 @@
+// y = w · x + bias + residual for each row of x: matmul.wgsl where a picture has one row, as a timestep's embedding has
+// x: [rows, k]; w: [n, k]; bias: [n]; residual, y: [rows, n]; x and w in vectors of WIDTH elements; sums in f32
+// tile: LANES threads an output, THREADS / LANES outputs of one row a workgroup; w is read side by side
+// launch: (ceil(n / (THREADS / LANES)), rows)
+// constants: elem f32 or f16; WIDTH 1, 2 or 4, a divisor of k
+// limits: rows at most 65535; an input that its parameter turns off is bound and never read
+// reference: ops::reference::linear; test: tests/kernels.rs
+
+const LANES: u32 = 32u;
+
+// k: in vectors
+struct Params { n: u32, k: u32, has_bias: u32, has_residual: u32 }
+
+@group(0) @binding(0) var<storage, read_write> x: array<elems>;
+@group(0) @binding(1) var<storage, read_write> w: array<elems>;
+@group(0) @binding(2) var<storage, read_write> bias: array<elem>;
+@group(0) @binding(3) var<storage, read_write> residual: array<elem>;
+@group(0) @binding(4) var<storage, read_write> y: array<elem>;
+@group(0) @binding(5) var<uniform> params: Params;
+
+var<workgroup> sums: array<f32, THREADS>;
+
+@compute @workgroup_size(THREADS)
+fn matvec(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) thread: u32) {
+    let column = group.x * (THREADS / LANES) + thread / LANES;
+    let lane = thread % LANES;
+    // Columns beyond the last read nothing and meet the barriers.
+    let end = select(0u, params.k, column < params.n);
+    var part = floats(0.0);
+    for (var i = lane; i < end; i += LANES) {
+        part += floats(x[group.y * params.k + i]) * floats(w[column * params.k + i]);
+    }
+    sums[thread] = across(part);
+    workgroupBarrier();
+    for (var step = LANES / 2u; step > 0u; step /= 2u) {
+        if lane < step { sums[thread] += sums[thread + step]; }
+        workgroupBarrier();
+    }
+    if lane == 0u && column < params.n {
+        let at = group.y * params.n + column;
+        var sum = sums[thread];
+        if params.has_bias == 1u { sum += f32(bias[column]); }
+        if params.has_residual == 1u { sum += f32(residual[at]); }
+        y[at] = elem(sum);
+    }
+}

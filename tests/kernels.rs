@@ -27,6 +27,7 @@ mod on_wgpu {
     use std::sync::{Arc, Mutex};
 
     use aquatint::ops::{self, Activation, Conv2d, Mask};
+    use aquatint::{DeviceChoice, LoadOptions, Pipeline, Precision, Request};
     use burn::tensor::{DType, Device, DeviceType, Tensor};
     use cubecl::logging::{LaunchObservation, LaunchObserver};
     use libtest_mimic::{Arguments, Failed, Trial};
@@ -90,6 +91,28 @@ mod on_wgpu {
         }
     }
 
+    /// The embedded model, with guidance, in one step of the whole pipeline.
+    fn a_denoising_step_takes_half_as_many_launches_as_burns_own_operations(on: &On) {
+        let options = LoadOptions {
+            device: DeviceChoice::Existing(on.device.clone()),
+            precision: Precision::F32,
+            ..LoadOptions::default()
+        };
+        let pipeline = Pipeline::embedded(options).unwrap();
+        let mut job = pipeline.start(&Request { steps: Some(3), ..Request::new("a fox") }).unwrap();
+        let mut found = Vec::new();
+        for _ in 0..2 {
+            found = launches(|| {
+                for result in pipeline.step(&mut [&mut job]) {
+                    result.unwrap();
+                }
+            });
+        }
+        let mut counts = std::collections::BTreeMap::<_, usize>::new();
+        found.iter().for_each(|name| *counts.entry(*name).or_default() += 1);
+        assert!(found.len() <= BURNS_LAUNCHES / 2, "{}: {counts:#?}", found.len());
+    }
+
     /// Large enough for several slices, blocks and rows of workgroups.
     fn group_norm_of_large_maps_matches_its_definition(on: &On) {
         definitions::group_norm_of(
@@ -98,12 +121,19 @@ mod on_wgpu {
         );
     }
 
+    /// Launches of that step with every operation in its reference form, counted the same way on 2026-11-25.
+    const BURNS_LAUNCHES: usize = 660;
+
     type Test = fn(&On);
 
     const TESTS: &[(&str, Test)] = &[
         (
             "every_operation_launches_its_kernel_and_nothing_else",
             every_operation_launches_its_kernel_and_nothing_else,
+        ),
+        (
+            "a_denoising_step_takes_half_as_many_launches_as_burns_own_operations",
+            a_denoising_step_takes_half_as_many_launches_as_burns_own_operations,
         ),
         ("group_norm_of_large_maps_matches_its_definition", group_norm_of_large_maps_matches_its_definition),
         ("linear_matches_its_definition", definitions::linear_matches_its_definition),

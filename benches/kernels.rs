@@ -66,31 +66,29 @@ impl Place {
 
 /// What is here to measure on.
 fn places() -> Vec<Place> {
-    let mut places = Vec::new();
-    #[cfg(feature = "cpu")]
-    places.push(Place { device: Device::flex(), dtype: DType::F32, name: "cpu".to_owned() });
-    #[cfg(feature = "wgpu")]
-    gpu(burn::tensor::DeviceType::Wgpu, "wgpu", &mut places);
-    #[cfg(feature = "cuda")]
-    gpu(burn::tensor::DeviceType::Cuda, "cuda", &mut places);
-    places
+    [
+        #[cfg(feature = "cpu")]
+        vec![Place { device: Device::flex(), dtype: DType::F32, name: "cpu".to_owned() }],
+        #[cfg(feature = "wgpu")]
+        gpu(burn::tensor::DeviceType::Wgpu, "wgpu"),
+        #[cfg(feature = "cuda")]
+        gpu(burn::tensor::DeviceType::Cuda, "cuda"),
+    ]
+    .concat()
 }
 
 /// The first device of a kind, in every precision that it has.
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn gpu(kind: burn::tensor::DeviceType, name: &str, places: &mut Vec<Place>) {
+fn gpu(kind: burn::tensor::DeviceType, name: &str) -> Vec<Place> {
     let found = std::panic::catch_unwind(|| Device::enumerate(kind).into_vec()).unwrap_or_default();
     let Some(device) = found.into_iter().next() else {
         eprintln!("{name}: no such device here, passed over");
-        return;
+        return Vec::new();
     };
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
-        if device.supports_dtype(dtype) {
-            places.push(Place { device: device.clone(), dtype, name: name.to_owned() });
-        } else {
-            eprintln!("{name}: no {dtype:?} here, passed over");
-        }
-    }
+    let (here, absent): (Vec<_>, Vec<_>) =
+        [DType::F32, DType::F16, DType::BF16].into_iter().partition(|dtype| device.supports_dtype(*dtype));
+    absent.iter().for_each(|dtype| eprintln!("{name}: no {dtype:?} here, passed over"));
+    here.into_iter().map(|dtype| Place { device: device.clone(), dtype, name: name.to_owned() }).collect()
 }
 
 /// Tokens, outputs, inputs.

@@ -9,7 +9,7 @@ static UPSAMPLE: Source = Source { wgsl: include_str!("../../../kernels/wgsl/ups
 pub(crate) fn nearest_2x(x: Tensor<4>) -> Option<Tensor<4>> {
     let [batch, height, width, channels] = x.dims();
     let vector = vector_width(&[channels]);
-    let count = 4 * batch * height * width * channels / vector;
+    let count = batch * height * width * channels / vector;
     let x = Buffer::of(x)?;
     let y = x.empty([batch, 2 * height, 2 * width, channels], x.dtype());
     Launch {
@@ -19,7 +19,8 @@ pub(crate) fn nearest_2x(x: Tensor<4>) -> Option<Tensor<4>> {
         constants: &[("WIDTH", word(vector)?)],
         inputs: &[&x],
         outputs: &[&y],
-        params: &[word(count)?, word(width)?, word(channels / vector)?],
+        // Four times as many vectors are written.
+        params: &[word(4 * count)? / 4, word(width)?, word(channels / vector)?],
         cubes: elementwise(count)?,
     }
     .run()?;

@@ -57,13 +57,13 @@ use thiserror::Error;
 pub use admission::Plan;
 pub use backend::{Alternative, Backend, Degrade, Steps};
 pub use clock::Clock;
-pub use cost::{BatchKey, Phase, Price};
+pub use cost::{BatchKey, Model, Phase, Price};
 pub use drill::{Drill, DrillError, DrillRates, DrillSwitch};
 pub use handle::{Applied, CheckpointError, Events, Failure, Finished, Handle, Outcome};
 pub use ledger::Counters;
 pub use lifecycle::{Ending, Fault, State, TRANSITIONS, Trigger};
 pub use limits::{Bounds, ClassLimits, Codel, Limits, LimitsError, Quota};
-pub use pipeline::{PipelineBackend, PipelineEngine};
+pub use pipeline::{Distilled, PipelineBackend, PipelineEngine};
 pub use queue::JobId;
 pub use rejected::{Bound, Reason, Rejected};
 pub use scheduler::{Accepted, Action, DegradeReason, Event, Launch, Mode, Offer, Report, Scheduler};
@@ -164,7 +164,7 @@ impl<B: Backend> Engine<B> {
     /// # Errors
     /// [`Backend::Error`] for requests that cannot be carried out.
     pub fn plan(&self, request: &B::Request) -> Result<Plan, B::Error> {
-        let price = self.shell.backend.price(request)?;
+        let price = self.shell.backend.price(request, Model::Main)?;
         Ok(self.shell.desk().scheduler.plan(&price))
     }
 

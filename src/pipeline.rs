@@ -233,8 +233,12 @@ impl Pipeline {
     }
 
     /// A job runs on the pipeline that started it, or a clone.
+    pub(crate) fn owns(&self, job: &Job) -> bool {
+        Arc::ptr_eq(&job.pipeline, &self.0.identity)
+    }
+
     fn check_owner(&self, job: &Job) -> Result<()> {
-        if Arc::ptr_eq(&job.pipeline, &self.0.identity) {
+        if self.owns(job) {
             return Ok(());
         }
         Err(Error::ForeignJob { expected: self.0.identity.to_string(), found: job.pipeline.to_string() })

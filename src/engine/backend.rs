@@ -1,6 +1,6 @@
 //! What the engine drives: a device that starts, steps and finishes jobs.
 
-use super::cost::Price;
+use super::cost::{Model, Price};
 use super::lifecycle::Fault;
 
 /// A model on a device. The engine calls `price`, `alternatives` and `inspect` on submitters' threads,
@@ -20,17 +20,20 @@ pub trait Backend: Send + Sync + 'static {
     /// What goes wrong.
     type Error: std::error::Error + Send + Sync + 'static;
 
-    /// What the request needs, from the model's configuration; quick, and without the device.
+    /// What the request needs on `model`, from that model's configuration; quick, and without the device.
+    /// The price's key names the model.
     ///
     /// # Errors
     /// For requests that cannot be carried out at all.
-    fn price(&self, request: &Self::Request) -> Result<Price, Self::Error>;
+    fn price(&self, request: &Self::Request, model: Model) -> Result<Price, Self::Error>;
 
-    /// What could be done instead within `consent`, best first; empty where there is nothing.
+    /// What could be done instead within `consent`, best first; empty where there is nothing. Only these
+    /// name another model than [`Model::Main`].
     fn alternatives(&self, request: &Self::Request, consent: &Degrade) -> Vec<Alternative<Self::Request>>;
 
-    /// Begins jobs: encodes prompts and pictures, draws noise. One result a request, in their order.
-    fn start(&self, requests: &[&Self::Request]) -> Vec<Result<Self::Job, Self::Error>>;
+    /// Begins jobs of one batch key, whose model this is: encodes prompts and pictures, draws noise. One
+    /// result a request, in their order.
+    fn start(&self, requests: &[&Self::Request], model: Model) -> Vec<Result<Self::Job, Self::Error>>;
 
     /// One step of each job, all of one batch key. One result a job, in their order.
     fn step(&self, jobs: &mut [&mut Self::Job]) -> Vec<Result<(), Self::Error>>;
@@ -92,7 +95,7 @@ pub struct Steps {
 pub struct Degrade {
     /// Fewer steps, but not fewer than this.
     pub min_steps: Option<u32>,
-    /// A distilled model, if one is loaded.
+    /// A distilled model, if one is loaded, with its own steps, guidance and sampler.
     pub distilled: bool,
     /// Smaller pictures, but no side shorter than this, in pixels.
     pub min_side: Option<u32>,
@@ -110,6 +113,8 @@ impl Degrade {
 pub struct Alternative<R> {
     /// The other request.
     pub request: R,
+    /// The model that carries it out.
+    pub model: Model,
     /// What was asked for, where they differ: "30 steps".
     pub requested: String,
     /// What this one asks for: "15 steps".

@@ -115,10 +115,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::engine::cost::Model;
 
     fn price() -> Price {
         Price {
-            key: BatchKey(1),
+            key: BatchKey { model: Model::Main, shape: 1 },
             rows: 1,
             max_rows: 64,
             steps: 4,

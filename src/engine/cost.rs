@@ -3,9 +3,24 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// Jobs whose rows may share a launch have equal keys: one key a shape.
+/// Which of a backend's models carries a request out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Model {
+    /// The one that requests ask for.
+    #[default]
+    Main,
+    /// The quicker one that submitters may agree to.
+    Distilled,
+}
+
+/// Jobs whose rows may share a launch have equal keys: one key a model and shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BatchKey(pub u64);
+pub struct BatchKey {
+    /// The model that the launch runs.
+    pub model: Model,
+    /// Equal for rows of that model that may share a launch.
+    pub shape: u64,
+}
 
 /// What a launch does for its jobs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -42,6 +57,12 @@ pub struct Price {
 }
 
 impl Price {
+    /// Device time from start to end, alone.
+    pub(super) fn alone(&self) -> Duration {
+        let steps = self.step.saturating_mul(self.steps);
+        self.start.saturating_add(steps).saturating_add(self.finish)
+    }
+
     fn hint(&self, phase: Phase) -> f64 {
         match phase {
             Phase::Start => self.start.as_secs_f64(),
@@ -164,7 +185,7 @@ mod tests {
 
     fn price() -> Price {
         Price {
-            key: BatchKey(1),
+            key: BatchKey { model: Model::Main, shape: 1 },
             rows: 2,
             max_rows: 16,
             steps: 4,
@@ -210,9 +231,14 @@ mod tests {
     fn forgotten_keys_make_room_for_fresh_ones() {
         let mut model = CostModel::default();
         for key in 0..MAX_FITS as u64 + 10 {
-            model.observe(Phase::Step, &Price { key: BatchKey(key), ..price() }, 4, 0.02);
+            model.observe(
+                Phase::Step,
+                &Price { key: BatchKey { model: Model::Main, shape: key }, ..price() },
+                4,
+                0.02,
+            );
         }
         assert_eq!(model.fits.len(), MAX_FITS);
-        assert!(!model.fits.contains_key(&(Phase::Step, BatchKey(0))));
+        assert!(!model.fits.contains_key(&(Phase::Step, BatchKey { model: Model::Main, shape: 0 })));
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use thiserror::Error;
 
 use super::backend::{Alternative, Backend, Degrade, Steps};
-use super::cost::Price;
+use super::cost::{Model, Price};
 use super::lifecycle::Fault;
 use super::sync::{Mutex, lock};
 
@@ -165,16 +165,16 @@ impl<B: Backend> Backend for Drill<B> {
     type Preview = B::Preview;
     type Error = DrillError<B::Error>;
 
-    fn price(&self, request: &Self::Request) -> Result<Price, Self::Error> {
-        self.backend.price(request).map_err(DrillError::Backend)
+    fn price(&self, request: &Self::Request, model: Model) -> Result<Price, Self::Error> {
+        self.backend.price(request, model).map_err(DrillError::Backend)
     }
 
     fn alternatives(&self, request: &Self::Request, consent: &Degrade) -> Vec<Alternative<Self::Request>> {
         self.backend.alternatives(request, consent)
     }
 
-    fn start(&self, requests: &[&Self::Request]) -> Vec<Result<Self::Job, Self::Error>> {
-        self.drilled(requests.to_vec(), |requests| self.backend.start(&requests))
+    fn start(&self, requests: &[&Self::Request], model: Model) -> Vec<Result<Self::Job, Self::Error>> {
+        self.drilled(requests.to_vec(), |requests| self.backend.start(&requests, model))
     }
 
     fn step(&self, jobs: &mut [&mut Self::Job]) -> Vec<Result<(), Self::Error>> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::backend::{Backend, Degrade};
-use super::cost::Price;
+use super::cost::{Model, Price};
 use super::metrics::Labels;
 use super::rejected::{Reason, Rejected};
 use super::scheduler::Offer;
@@ -57,7 +57,7 @@ impl<R> Submission<R> {
     }
 
     pub(super) fn price<B: Backend<Request = R>>(self, backend: &B) -> Result<Priced<B>, Rejected> {
-        let price = guarded(|| backend.price(&self.request));
+        let price = guarded(|| backend.price(&self.request, Model::Main));
         let mut prices = vec![valid(price)?];
         let alternatives = if self.degrade.is_none() {
             Vec::new()
@@ -66,7 +66,7 @@ impl<R> Submission<R> {
         };
         let mut others = Vec::new();
         for alternative in alternatives {
-            prices.push(valid(guarded(|| backend.price(&alternative.request)))?);
+            prices.push(valid(guarded(|| backend.price(&alternative.request, alternative.model)))?);
             let changed = Some((alternative.requested, alternative.actual));
             others.push(Variant { origin: Origin::Request(alternative.request), changed });
         }

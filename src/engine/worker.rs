@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::backend::{Backend, Steps};
-use super::cost::Phase;
+use super::cost::{Model, Phase};
 use super::handle::{CheckpointError, Failure, Finished, Outcome};
 use super::lifecycle::{Ending, Fault};
 use super::metrics;
@@ -78,7 +78,7 @@ impl<B: Backend> Worker<B> {
     fn launch(&mut self, launch: &Launch) {
         let begun = self.shell.clock.now();
         let results = match launch.phase {
-            Phase::Start => self.start(&launch.jobs, begun),
+            Phase::Start => self.start(&launch.jobs, launch.key.model, begun),
             Phase::Step => self.step(&launch.jobs),
             Phase::Finish => self.finish(&launch.jobs),
         };
@@ -115,7 +115,7 @@ impl<B: Backend> Worker<B> {
         self.failures.insert(id, failure);
     }
 
-    fn start(&mut self, ids: &[JobId], now: Duration) -> Vec<Tried<(), B::Error>> {
+    fn start(&mut self, ids: &[JobId], model: Model, now: Duration) -> Vec<Tried<(), B::Error>> {
         let mut desk = self.shell.desk();
         let origins: Vec<Option<Origin<B::Request>>> = ids
             .iter()
@@ -134,7 +134,8 @@ impl<B: Backend> Worker<B> {
             })
             .collect();
         let backend = &self.shell.backend;
-        let started = if requests.is_empty() { Ok(Vec::new()) } else { guarded(|| backend.start(&requests)) };
+        let started =
+            if requests.is_empty() { Ok(Vec::new()) } else { guarded(|| backend.start(&requests, model)) };
         let mut started = started.map(Vec::into_iter);
         let mut results = Vec::with_capacity(ids.len());
         for (id, origin) in ids.iter().zip(&origins) {

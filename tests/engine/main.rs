@@ -3,6 +3,9 @@
 
 mod chaos;
 mod common;
+mod distilled;
+#[cfg(all(feature = "embedded", feature = "cpu"))]
+mod distilled_real;
 mod drills;
 mod fairness;
 mod faults;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::common::drive::{Drive, MS, limits, price};
-use aquatint::engine::{BatchKey, Ending, Fault, Limits, Phase, Price};
+use aquatint::engine::{BatchKey, Ending, Fault, Limits, Model, Phase, Price};
 
 const STALL: Duration = Duration::from_millis(30);
 const ASIDE: Duration = Duration::from_millis(5);
@@ -83,7 +83,10 @@ fn jobs_are_encoded_and_decoded_in_batches_as_large_as_the_stall_allows() {
     let mut drive = burst();
     drive.run_until(Duration::from_secs(3));
     for phase in [Phase::Start, Phase::Finish] {
-        let of_phase = drive.launches.iter().filter(|(.., l)| l.phase == phase && l.key == BatchKey(2));
+        let of_phase = drive
+            .launches
+            .iter()
+            .filter(|(.., l)| l.phase == phase && l.key == BatchKey { model: Model::Main, shape: 2 });
         let sizes: Vec<usize> = of_phase.map(|(.., launch)| launch.jobs.len()).collect();
         // Five rows of 5 ms and a tenth of one.
         assert!(sizes.iter().max() == Some(&5) && sizes.len() <= 30, "{phase:?}: {sizes:?}");

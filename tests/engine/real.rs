@@ -14,18 +14,18 @@ use image::RgbImage;
 use crate::common::{Rng, quiet};
 
 /// Longer than anything here takes on a busy machine; what is not there by then hangs.
-const PATIENCE: Duration = Duration::from_secs(100);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(100);
 
-fn load() -> Pipeline {
+pub(crate) fn load() -> Pipeline {
     Pipeline::embedded(LoadOptions { device: DeviceChoice::Cpu, ..LoadOptions::default() }).unwrap()
 }
 
-fn pipeline() -> Pipeline {
+pub(crate) fn pipeline() -> Pipeline {
     static PIPELINE: OnceLock<Pipeline> = OnceLock::new();
     PIPELINE.get_or_init(load).clone()
 }
 
-fn limits(count: usize) -> Limits {
+pub(crate) fn limits(count: usize) -> Limits {
     let bounds = Bounds { count, bytes: 1 << 30, time: Duration::from_secs(3_600) };
     Limits {
         classes: vec![ClassLimits::new("paid", 8, bounds), ClassLimits::new("free", 2, bounds)],
@@ -44,15 +44,15 @@ fn engine(limits: Limits) -> PipelineEngine {
     engine_over(pipeline(), limits)
 }
 
-fn free(request: Request) -> Submission<Request> {
+pub(crate) fn free(request: Request) -> Submission<Request> {
     Submission::new(request, "tenant", "free")
 }
 
-fn output(handle: &Handle<PipelineBackend>) -> Generation {
+pub(crate) fn output(handle: &Handle<PipelineBackend>) -> Generation {
     handle.wait_timeout(PATIENCE).expect("the job hangs").unwrap().output
 }
 
-fn bits(generation: &Generation) -> Vec<u32> {
+pub(crate) fn bits(generation: &Generation) -> Vec<u32> {
     let raw = generation.raw.as_ref().unwrap();
     raw.latents.iter().chain(&raw.images).map(|value| value.to_bits()).collect()
 }
@@ -88,7 +88,7 @@ fn mixed(rng: &mut Rng) -> Request {
 }
 
 /// Waits until the job has taken a step.
-fn stepped(handle: &Handle<PipelineBackend>) {
+pub(crate) fn stepped(handle: &Handle<PipelineBackend>) {
     let mut events = handle.events();
     assert!(events.any(|news| matches!(news, Progress::Step { .. })), "no step before the end");
 }

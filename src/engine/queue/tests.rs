@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::*;
 
 use super::*;
+use crate::engine::cost::Model;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Where {
@@ -41,6 +42,10 @@ struct Naive {
     classes: Vec<NaiveClass>,
     jobs: Vec<NaiveJob>,
     now: u128,
+}
+
+fn of_shape(shape: u64) -> BatchKey {
+    BatchKey { model: Model::Main, shape }
 }
 
 fn over(nanos: u64, weight: usize) -> u128 {
@@ -274,12 +279,12 @@ impl Pair {
                 self.next += 1;
                 let index = self.real.tenant(class, &tenant.to_string().into(), None);
                 let due = Duration::from_secs(due);
-                let place = Place { class, tenant: index, key: BatchKey(key), due };
+                let place = Place { class, tenant: index, key: of_shape(key), due };
                 self.real.accept(id, place, 10, None);
                 self.naive.accept(NaiveJob { id, class, tenant, place, at: Where::Queued });
             }
             Step::Start { class, key, nanos } => {
-                if let Some(id) = self.naive.next_queued(class, BatchKey(key)) {
+                if let Some(id) = self.naive.next_queued(class, of_shape(key)) {
                     let place = self.naive.jobs.iter().find(|job| job.id == id).unwrap().place;
                     assert!(self.real.dequeue(id, &place));
                     self.real.charge_start(&place, 0, nanos);
@@ -287,8 +292,8 @@ impl Pair {
                 }
             }
             Step::Launch { class, key, nanos } => {
-                self.real.charge_launch(class, BatchKey(key), nanos);
-                self.naive.charge_launch(class, BatchKey(key), nanos);
+                self.real.charge_launch(class, of_shape(key), nanos);
+                self.naive.charge_launch(class, of_shape(key), nanos);
             }
             Step::Use { pick, nanos } => {
                 if let Some(job) = self.pick(pick, |_| true) {
@@ -331,7 +336,7 @@ impl Pair {
     fn compare(&mut self) -> Result<(), TestCaseError> {
         for class in 0..3 {
             prop_assert_eq!(self.real.live(class), self.naive.of(class).count());
-            for key in (0..3).map(BatchKey) {
+            for key in (0..3).map(of_shape) {
                 prop_assert_eq!(self.real.next_queued(class, key), self.naive.next_queued(class, key));
                 prop_assert_eq!(
                     self.real.ready(class, key).collect::<Vec<_>>(),
@@ -383,7 +388,7 @@ fn tenants_that_left_are_forgotten_as_others_come() {
     let mut queue = FairQueue::new([1]);
     for number in 0..10_000u64 {
         let tenant = queue.tenant(0, &number.to_string().into(), None);
-        let place = Place { class: 0, tenant, key: BatchKey(1), due: Duration::ZERO };
+        let place = Place { class: 0, tenant, key: of_shape(1), due: Duration::ZERO };
         queue.accept(JobId(number), place, 0, None);
         assert!(queue.dequeue(JobId(number), &place));
         queue.charge_start(&place, 0, 1_000);

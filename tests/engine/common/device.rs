@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use aquatint::engine::{BatchKey, Fault, JobId, Launch, Phase, Price, Report};
+use aquatint::engine::{BatchKey, Fault, JobId, Launch, Model, Phase, Price, Report};
 
 use super::Rng;
 
@@ -42,7 +42,7 @@ pub fn ideal(shape: Shape, steps: u32) -> f64 {
 pub fn price(shape: Shape, steps: u32, error: f64) -> Price {
     let hint = |phase| Duration::from_secs_f64(seconds(phase, shape, 1) * error);
     Price {
-        key: BatchKey(shape.key),
+        key: BatchKey { model: Model::Main, shape: shape.key },
         rows: 1,
         max_rows: MAX_ROWS,
         steps,
@@ -82,7 +82,7 @@ pub struct Device {
 impl Device {
     /// Runs a launch at once; the caller lets its time pass.
     pub fn run(&mut self, launch: &Launch) -> (Vec<Report>, Duration) {
-        let shape = SHAPES.into_iter().find(|shape| shape.key == launch.key.0).unwrap();
+        let shape = SHAPES.into_iter().find(|shape| shape.key == launch.key.shape).unwrap();
         let mut elapsed = seconds(launch.phase, shape, launch.jobs.len() as u32);
         elapsed *= 1.0 + 0.02 * (self.rng.unit() - 0.5);
         if self.rng.chance(self.rates.slow) {

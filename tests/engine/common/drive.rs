@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use aquatint::engine::{
-    Accepted, Action, BatchKey, Bounds, ClassLimits, Ending, Event, Fault, JobId, Launch, Limits, Offer,
-    Phase, Price, Rejected, Report, Scheduler,
+    Accepted, Action, BatchKey, Bounds, ClassLimits, Ending, Event, Fault, JobId, Launch, Limits, Model,
+    Offer, Phase, Price, Rejected, Report, Scheduler,
 };
 
 pub const MS: Duration = Duration::from_millis(1);
@@ -68,7 +68,7 @@ pub fn limits(classes: &[(&'static str, u32)]) -> Limits {
 
 pub fn price(key: u64, steps: u32) -> Price {
     Price {
-        key: BatchKey(key),
+        key: BatchKey { model: Model::Main, shape: key },
         rows: 1,
         max_rows: 8,
         steps,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use aquatint::engine::{
     Alternative, Backend, BatchKey, Bounds, ClassLimits, Degrade, Engine, EngineOptions, Fault, Handle,
-    Limits, Phase, Price, Steps, Submission,
+    Limits, Model, Phase, Price, Steps, Submission,
 };
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -195,14 +195,14 @@ impl Backend for Mock {
     type Preview = u64;
     type Error = MockError;
 
-    fn price(&self, ask: &Ask) -> Result<Price, MockError> {
+    fn price(&self, ask: &Ask, model: Model) -> Result<Price, MockError> {
         match ask.trouble {
             Trouble::Invalid => return Err(MockError::Invalid),
             Trouble::PricePanics => std::panic::resume_unwind(Box::new("no price")),
             _ => {}
         }
         Ok(Price {
-            key: BatchKey(ask.key),
+            key: BatchKey { model, shape: ask.key },
             rows: ask.rows,
             max_rows: 16,
             steps: ask.steps,
@@ -217,6 +217,7 @@ impl Backend for Mock {
     fn alternatives(&self, ask: &Ask, consent: &Degrade) -> Vec<Alternative<Ask>> {
         let steps = consent.min_steps.filter(|steps| *steps < ask.steps);
         let fewer = |steps| Alternative {
+            model: Model::Main,
             request: Ask { steps, ..ask.clone() },
             requested: format!("{} steps", ask.steps),
             actual: format!("{steps} steps"),
@@ -224,7 +225,7 @@ impl Backend for Mock {
         steps.map(fewer).into_iter().collect()
     }
 
-    fn start(&self, asks: &[&Ask]) -> Vec<Result<MockJob, MockError>> {
+    fn start(&self, asks: &[&Ask], _: Model) -> Vec<Result<MockJob, MockError>> {
         let all: Vec<(Ask, u32)> = asks.iter().map(|ask| ((*ask).clone(), 0)).collect();
         let failure = self.trouble(Phase::Start, &all);
         let start = |(ask, _): (Ask, u32)| match &failure {
@@ -288,7 +289,7 @@ impl Backend for Mock {
 
     fn inspect(&self, checkpoint: &[u8], allow_inexact: bool) -> Result<Price, MockError> {
         let job = self.read(checkpoint, allow_inexact)?;
-        let price = self.price(&job.ask)?;
+        let price = self.price(&job.ask, Model::Main)?;
         Ok(Price { steps: job.ask.steps - job.done, ..price })
     }
 

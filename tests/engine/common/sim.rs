@@ -379,7 +379,7 @@ impl Sim {
             let job = self.running.get(id).expect("a launch of a job that has ended");
             let late = job.deadline.is_some_and(|deadline| deadline <= self.now);
             assert!(!late, "{:?} of {id} begins after its deadline", launch.phase);
-            assert_eq!(SHAPES[job.request.shape].key, launch.key.0);
+            assert_eq!(SHAPES[job.request.shape].key, launch.key.shape);
         }
         assert!(launch.phase != Phase::Step || launch.jobs.len() <= device::MAX_ROWS as usize);
         let (reports, elapsed) = self.device.run(&launch);

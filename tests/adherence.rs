@@ -1,7 +1,7 @@
 //! The embedded model draws what its prompts ask for, checked against the font's own glyphs.
 //!
-//! Prompts, colours and glyphs are from `fixtures/make_glyphs.py`: combinations that training never saw. A
-//! picture's background is the median of its outermost pixels; an object is the glyph that leaves the least squared
+//! Prompts, colours and glyphs are from `fixtures/make_glyphs.py`: combinations kept from training. A picture's
+//! background is the median of its outermost pixels; an object is the glyph that leaves the least squared
 //! error when it is drawn over that background, among all glyphs and places.
 #![cfg(all(feature = "embedded", feature = "cpu"))]
 

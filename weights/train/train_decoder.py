@@ -48,6 +48,7 @@ def main():
     mean = []
     while step < args.steps and time.time() - started < 60 * args.minutes:
         rng = random.Random(1_000_003 * step + 4)
+        torch.manual_seed(step)  # the noise on the latents: a resumed run draws what one that never stopped draws
         x = pictures(rng, args.batch, collages=0.2).to(args.device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(args.device, torch.bfloat16):
             with torch.no_grad():

@@ -110,7 +110,7 @@ def main():
         noise = torch.randn(x.shape, generator=noise_rng).to(args.device)
         # Spread evenly over the schedule within every batch.
         even = (torch.arange(args.batch) + torch.rand(args.batch, generator=noise_rng)) / args.batch
-        time_steps = (even * len(alphas)).long().to(args.device)
+        time_steps = (even * len(alphas)).long().clamp_max(len(alphas) - 1).to(args.device)  # `even` may round to 1
         x = x.to(args.device)
         alpha = alphas[time_steps].sqrt()[:, None, None, None]
         sigma = (1 - alphas[time_steps]).sqrt()[:, None, None, None]

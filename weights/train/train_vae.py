@@ -60,11 +60,11 @@ def loss_of(network, x):
 
 @torch.no_grad()
 def psnr(network, seed=12345, count=256):
-    """Decibels on random scenes of a fixed seed, about a tenth of them of combinations kept from training, pixels rounded
+    """Decibels on random scenes of a fixed seed, about a tenth of them of combinations that no training scene has, pixels rounded
     to bytes; and the latents' deviation."""
     rng = random.Random(seed)
     x = torch.from_numpy(np.stack([scenes.render(scenes.sample(rng, training=False)) for _ in range(count)]))
-    x = x.permute(0, 3, 1, 2)
+    x = x.permute(0, 3, 1, 2).to(network.device)
     errors, latents = [], []
     for part in x.split(32):
         z = network.encode(part * 2 - 1).latent_dist.mean
@@ -97,6 +97,7 @@ def main():
     mean = []
     while step < args.steps and time.time() - started < 60 * args.minutes:
         rng = random.Random(1_000_003 * step)
+        torch.manual_seed(step)  # the noise on the latents: a resumed run draws what one that never stopped draws
         x = pictures(rng, args.batch).to(args.device).contiguous(memory_format=torch.channels_last)
         with torch.autocast(args.device, torch.bfloat16):
             loss, error = compute(network, x)

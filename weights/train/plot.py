@@ -24,7 +24,8 @@ def main():
     figure, axes = plt.subplots(1, len(PANELS), figsize=(15, 3.6), layout="constrained")
     for axis, (name, key, title) in zip(axes, PANELS):
         rows = [json.loads(line) for line in (args.work / name).read_text().splitlines()]
-        rows = [row for row in rows if key in row]
+        # A run that was stopped before its checkpoint logs some steps again: the later line counts.
+        rows = list({row["step"]: row for row in rows if key in row}.values())
         axis.plot([row["step"] for row in rows], [row[key] for row in rows], linewidth=1)
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)

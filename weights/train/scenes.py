@@ -65,7 +65,7 @@ def sample(rng, training=True):
     while True:
         scene = _draw(rng)
         names = [o["name"] for o in scene["objects"]]
-        out = held_out("single", names[0], scene["colour"]) if len(names) == 1 else pair_held_out(*names)
+        out = any(held_out("single", name, scene["colour"]) for name in names) or len(names) == 2 and pair_held_out(*names)
         if not (training and out):
             return scene
 

@@ -133,7 +133,8 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Accepts a request or says why not, within microseconds and without waiting for the device. A
-    /// submission whose idempotency key its tenant used before gets a handle on that job.
+    /// submission whose idempotency key its tenant used before gets a handle on that job, unless it was called
+    /// back.
     ///
     /// # Errors
     /// [`Rejected`] with the reason, and when to come back.
@@ -181,7 +182,8 @@ impl<B: Backend> Engine<B> {
         found
     }
 
-    /// Runs under other limits from here on. What was accepted under the old ones stays accepted.
+    /// Runs under other limits from here on. What was accepted under the old ones stays accepted: a job that
+    /// needs more memory than there may be has the device to itself when its turn comes.
     ///
     /// # Errors
     /// [`LimitsError`], and nothing changes.

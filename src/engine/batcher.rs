@@ -258,7 +258,8 @@ impl Scheduler {
             return Start::Gone;
         }
         let needed = if job.waits { job.price.memory } else { 0 };
-        if self.ledger.memory.saturating_add(needed) > self.limits.memory {
+        // One that fits no budget was accepted under a larger one: it has the device to itself.
+        if self.ledger.memory > 0 && self.ledger.memory.saturating_add(needed) > self.limits.memory {
             return Start::NoRoom;
         }
         let (place, total) = (job.place, job.work.total());

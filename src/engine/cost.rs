@@ -1,6 +1,6 @@
 //! Predicts device time, from hints at first and from measured launches after.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 /// Which of a backend's models carries a request out.
@@ -128,6 +128,8 @@ impl Fit {
 #[derive(Clone, Debug)]
 pub(crate) struct CostModel {
     fits: HashMap<(Phase, BatchKey), Fit>,
+    /// Whose first launch took far longer than hinted, as one does that compiles its kernels.
+    doubted: HashSet<(Phase, BatchKey)>,
     /// Measured over hinted time, for keys that were never measured.
     ratio: f64,
     clock: u64,
@@ -135,7 +137,7 @@ pub(crate) struct CostModel {
 
 impl Default for CostModel {
     fn default() -> Self {
-        Self { fits: HashMap::new(), ratio: 1.0, clock: 0 }
+        Self { fits: HashMap::new(), doubted: HashSet::new(), ratio: 1.0, clock: 0 }
     }
 }
 
@@ -159,6 +161,15 @@ impl CostModel {
     pub(crate) fn observe(&mut self, phase: Phase, price: &Price, rows: u32, seconds: f64) {
         let predicted = self.launch(phase, price, rows);
         let known = self.fits.contains_key(&(phase, price.key));
+        // Believed at once, it would have every later deadline refused, and nothing would be measured again.
+        if !known && predicted > 0.0 && seconds > predicted * OUTLIER {
+            if self.doubted.len() >= MAX_FITS {
+                self.doubted.clear();
+            }
+            if self.doubted.insert((phase, price.key)) {
+                return;
+            }
+        }
         let seconds = if known && predicted > 0.0 {
             seconds.clamp(predicted / OUTLIER, predicted * OUTLIER)
         } else {

@@ -135,8 +135,8 @@ pub struct Handle<B: Backend> {
 }
 
 impl<B: Backend> Handle<B> {
+    /// On a slot that it was attached to.
     pub(super) fn new(id: JobId, slot: Arc<JobSlot<B>>, shell: Weak<Shell<B>>) -> Self {
-        slot.attach();
         let waiter = slot.waiter();
         Self { id, slot, shell, waiter }
     }
@@ -177,6 +177,7 @@ impl<B: Backend> Handle<B> {
     /// Calls the job back. It is in no launch after the one that runs, and holds no memory then; its
     /// outcome is [`Failure::Cancelled`] unless it had another before.
     pub fn cancel(&self) {
+        self.slot.recall();
         if let Some(shell) = self.shell.upgrade() {
             shell.tell(Event::Cancel(self.id));
         }

@@ -132,12 +132,14 @@ impl Scheduler {
     /// them may be the cause, alone where there is no doubt.
     fn try_again(&mut self, flight: &Flight, failed: &[(JobId, Fault)], actions: &mut Vec<Action>) {
         let alone = flight.launch.jobs.len() == 1;
+        // A failure of every job may be the doing of one.
+        let all = failed.len() == flight.launch.jobs.len();
         if failed.iter().any(|(_, fault)| *fault == Fault::OutOfMemory) {
             self.caps.shrink(flight.launch.phase, &flight.price, flight.rows);
         }
         let mut group = Vec::new();
         for (id, fault) in failed {
-            let blamed = alone || *fault == Fault::Transient;
+            let blamed = alone || (*fault == Fault::Transient && !all);
             let Some(job) = self.jobs.get_mut(id) else {
                 continue;
             };

@@ -3,7 +3,7 @@
 //! | name | kind | labels |
 //! |---|---|---|
 //! | `aquatint_engine_accepted_total` | counter | class |
-//! | `aquatint_engine_rejected_total` | counter | class, reason |
+//! | `aquatint_engine_rejected_total` | counter | class (`unknown` for one that there is not), reason |
 //! | `aquatint_engine_ended_total` | counter | class, outcome |
 //! | `aquatint_engine_within_objective_total` | counter | class |
 //! | `aquatint_engine_degraded_total` | counter | class |
@@ -44,7 +44,8 @@ pub(crate) fn accepted(labels: &Labels, accepted: &Accepted) {
     debug!(id, %class, %tenant, ?tags, position, degraded = ?accepted.reason, "accepted");
 }
 
-pub(crate) fn rejected(labels: &Labels, rejected: &Rejected) {
+/// A class that the engine does not have gets no counter of its own: callers could name any number.
+pub(crate) fn rejected(labels: &Labels, rejected: &Rejected, known: bool) {
     let reason = match rejected.reason {
         Reason::QueueFull { .. } => "queue full",
         Reason::Quota { .. } => "quota",
@@ -55,8 +56,8 @@ pub(crate) fn rejected(labels: &Labels, rejected: &Rejected) {
         Reason::DeviceLost => "device lost",
         Reason::Invalid { .. } => "invalid",
     };
-    counter!("aquatint_engine_rejected_total", "class" => labels.class.clone(), "reason" => reason)
-        .increment(1);
+    let counted = if known { labels.class.clone() } else { Arc::from("unknown") };
+    counter!("aquatint_engine_rejected_total", "class" => counted, "reason" => reason).increment(1);
     let Labels { class, tenant, tags } = labels;
     debug!(%class, %tenant, ?tags, %rejected, retry_after = ?rejected.retry_after, "rejected");
 }

@@ -277,7 +277,8 @@ impl Scheduler {
         index.is_some()
     }
 
-    /// Runs under other limits from here on. What was accepted under the old ones stays accepted.
+    /// Runs under other limits from here on. What was accepted under the old ones stays accepted: a job that
+    /// needs more memory than there may be has the device to itself when its turn comes.
     ///
     /// # Errors
     /// [`LimitsError`], and nothing changes.

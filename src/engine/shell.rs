@@ -55,7 +55,9 @@ pub(crate) struct Desk<B: Backend> {
     pub(crate) saves: Vec<(JobId, Reply<B>)>,
     known: HashMap<Key, (JobId, Arc<JobSlot<B>>)>,
     /// Keys of jobs that ended, oldest first.
-    ended: VecDeque<Key>,
+    ended: VecDeque<(Key, JobId)>,
+    /// Jobs whose entry is out and whose outcome is not set yet.
+    closing: usize,
     remembered: usize,
     random: u64,
 }
@@ -110,6 +112,7 @@ impl<B: Backend> Shell<B> {
             saves: Vec::new(),
             known: HashMap::new(),
             ended: VecDeque::new(),
+            closing: 0,
             remembered,
             random: seed,
         };
@@ -171,7 +174,7 @@ impl<B: Backend> Shell<B> {
     /// Blocks until no job is left.
     pub(crate) fn wait_idle(&self) {
         let mut desk = self.desk();
-        while !desk.entries.is_empty() {
+        while !desk.is_empty() {
             desk = self.idle.wait(desk).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
     }
@@ -181,10 +184,18 @@ impl<B: Backend> Shell<B> {
         labels: &Labels,
         priced: Result<Priced<B>, Rejected>,
     ) -> Result<Handle<B>, Rejected> {
-        let priced = priced.inspect_err(|rejected| metrics::rejected(labels, rejected))?;
         let mut desk = self.desk();
+        let has_class = desk.scheduler.class_index(&labels.class).is_some();
+        let priced = match priced {
+            Ok(priced) => priced,
+            Err(rejected) => {
+                drop(desk);
+                metrics::rejected(labels, &rejected, has_class);
+                return Err(rejected);
+            }
+        };
         let known = priced.key.as_ref().and_then(|key| desk.known.get(key));
-        if let Some((id, slot)) = known {
+        if let Some((id, slot)) = known.filter(|(_, slot)| slot.attach()) {
             return Ok(Handle::new(*id, slot.clone(), Arc::downgrade(self)));
         }
         let now = self.clock.now();
@@ -197,7 +208,7 @@ impl<B: Backend> Shell<B> {
                 Ok(Handle::new(accepted.id, slot, Arc::downgrade(self)))
             }
             Err(rejected) => {
-                metrics::rejected(labels, &rejected);
+                metrics::rejected(labels, &rejected, has_class);
                 Err(rejected)
             }
         }
@@ -214,6 +225,7 @@ impl<B: Backend> Desk<B> {
         priced.offer.deadline = priced.deadline.map(|deadline| now.saturating_add(deadline));
         let accepted = self.scheduler.admit(now, &priced.offer)?;
         let slot = Arc::new(Slot::new());
+        slot.attach();
         let finish = accepted.finish.saturating_sub(now);
         slot.tell(Progress::Queued { position: accepted.position, finish });
         let variant = priced.variants.into_iter().nth(accepted.variant);
@@ -245,17 +257,36 @@ impl<B: Backend> Desk<B> {
     /// gave none may be tried again under the same key.
     pub(crate) fn close(&mut self, id: JobId, finished: bool) -> Option<Entry<B>> {
         let entry = self.entries.remove(&id)?;
-        if let Some(key) = entry.key.as_ref().filter(|_| !finished) {
-            self.known.remove(key);
-        }
-        if let Some(key) = entry.key.as_ref().filter(|_| finished) {
-            self.ended.push_back(key.clone());
-            while self.ended.len() > self.remembered {
-                let oldest = self.ended.pop_front();
-                oldest.and_then(|key| self.known.remove(&key));
+        self.closing += 1;
+        if let Some(key) = &entry.key {
+            if finished {
+                self.ended.push_back((key.clone(), id));
+                while self.ended.len() > self.remembered {
+                    let oldest = self.ended.pop_front();
+                    oldest.into_iter().for_each(|(key, id)| self.forget(&key, id));
+                }
+            } else {
+                self.forget(key, id);
             }
         }
         Some(entry)
+    }
+
+    /// Forgets a key, unless another job has it after this one was called back.
+    fn forget(&mut self, key: &Key, id: JobId) {
+        if self.known.get(key).is_some_and(|(known, _)| *known == id) {
+            self.known.remove(key);
+        }
+    }
+
+    /// The outcomes of so many jobs that were closed are set; whether no job is left without one.
+    pub(crate) fn settled(&mut self, jobs: usize) -> bool {
+        self.closing = self.closing.saturating_sub(jobs);
+        self.is_empty()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.entries.is_empty() && self.closing == 0
     }
 
     /// Whether nothing is left and nothing will come.

@@ -56,6 +56,8 @@ struct Inner<T, P> {
     /// Handles whose going counts as calling the job back.
     attached: usize,
     detached: bool,
+    /// Called back by its submitter.
+    recalled: bool,
 }
 
 impl<T: Clone, P: Clone> Slot<T, P> {
@@ -69,6 +71,7 @@ impl<T: Clone, P: Clone> Slot<T, P> {
             listeners: 0,
             attached: 0,
             detached: false,
+            recalled: false,
         };
         Self { inner: Mutex::new(inner), changed: Condvar::new() }
     }
@@ -191,8 +194,16 @@ impl<T: Clone, P: Clone> Slot<T, P> {
         lock(&self.inner).listeners > 0
     }
 
-    pub(crate) fn attach(&self) {
-        lock(&self.inner).attached += 1;
+    /// One more handle; whether there can be one: a job that was called back has only its end before it.
+    pub(crate) fn attach(&self) -> bool {
+        let mut inner = lock(&self.inner);
+        let stays = !inner.recalled || inner.outcome.is_some();
+        inner.attached += usize::from(stays);
+        stays
+    }
+
+    pub(crate) fn recall(&self) {
+        lock(&self.inner).recalled = true;
     }
 
     pub(crate) fn detach(&self) {
@@ -203,7 +214,9 @@ impl<T: Clone, P: Clone> Slot<T, P> {
     pub(crate) fn let_go(&self) -> bool {
         let mut inner = lock(&self.inner);
         inner.attached = inner.attached.saturating_sub(1);
-        inner.attached == 0 && !inner.detached && inner.outcome.is_none()
+        let goes = inner.attached == 0 && !inner.detached && inner.outcome.is_none();
+        inner.recalled |= goes;
+        goes
     }
 }
 

@@ -122,7 +122,7 @@ impl<B: Backend> Worker<B> {
             .map(|id| {
                 let entry = desk.entries.get_mut(id)?;
                 entry.started.get_or_insert(now);
-                entry.origin.clone()
+                entry.origin.take()
             })
             .collect();
         drop(desk);
@@ -156,6 +156,14 @@ impl<B: Backend> Worker<B> {
                 self.jobs.insert(*id, job);
             }));
         }
+        let mut desk = self.shell.desk();
+        for ((id, result), origin) in ids.iter().zip(&results).zip(origins) {
+            // For another try.
+            if let Some(entry) = desk.entries.get_mut(id).filter(|_| result.is_err()) {
+                entry.origin = origin;
+            }
+        }
+        drop(desk);
         results
     }
 
@@ -214,13 +222,10 @@ impl<B: Backend> Worker<B> {
 
     /// News of a launch that went well.
     fn tell(&self, id: JobId, phase: Phase, done: u32, total: u32) {
-        let mut desk = self.shell.desk();
-        let Some(entry) = desk.entries.get_mut(&id) else {
+        let desk = self.shell.desk();
+        let Some(entry) = desk.entries.get(&id) else {
             return;
         };
-        if phase == Phase::Start {
-            entry.origin = None;
-        }
         let (slot, previews, saves) = (entry.slot.clone(), entry.preview_every, entry.checkpoint_every);
         drop(desk);
         match phase {
@@ -282,7 +287,6 @@ impl<B: Backend> Worker<B> {
         };
         let objective = desk.scheduler.limits().classes.iter().find(|class| class.name == entry.labels.class);
         let objective = objective.map(|class| class.objective);
-        let last = desk.entries.is_empty();
         drop(desk);
         let latency = now.saturating_sub(entry.submitted);
         metrics::ended(&entry.labels, id, ending, latency, objective.is_some_and(|most| latency <= most));
@@ -295,7 +299,7 @@ impl<B: Backend> Worker<B> {
             None => Err(failed),
         };
         entry.slot.resolve(outcome);
-        if last {
+        if self.shell.desk().settled(1) {
             self.shell.report_idle();
         }
     }
@@ -324,6 +328,7 @@ impl<B: Backend> Drop for Worker<B> {
         for entry in entries {
             entry.slot.resolve(Err(Failure::ShutDown));
         }
+        self.shell.desk().settled(usize::MAX);
         self.shell.report_idle();
     }
 }

@@ -3,6 +3,7 @@
 
 mod chaos;
 mod common;
+mod corners;
 mod distilled;
 #[cfg(all(feature = "embedded", feature = "cpu"))]
 mod distilled_real;

@@ -46,6 +46,8 @@ pub struct Drive {
     pub launches: Vec<(Duration, Duration, Launch)>,
     /// Outcomes in order.
     pub ended: Vec<(JobId, Ending, Duration)>,
+    /// A job that makes every launch fail in which it is, for all of its jobs.
+    pub poison: Option<(JobId, Fault)>,
     flight: Option<(Duration, Launch)>,
 }
 
@@ -100,6 +102,7 @@ impl Drive {
             jobs: HashMap::new(),
             launches: Vec::new(),
             ended: Vec::new(),
+            poison: None,
             flight: None,
         }
     }
@@ -145,9 +148,10 @@ impl Drive {
         let began = self.launches.last().unwrap().0;
         self.now = self.now.max(end);
         let mut reports = Vec::new();
+        let whole = self.poison.filter(|(id, _)| launch.jobs.contains(id)).map(|(_, fault)| fault);
         for id in &launch.jobs {
             let job = self.jobs.get_mut(id).unwrap();
-            let fault = job.fault;
+            let fault = job.fault.or(whole);
             job.done += u32::from(launch.phase == Phase::Step && fault.is_none());
             reports.push(Report { id: *id, done: job.done, total: job.total, fault });
         }

@@ -1,0 +1,82 @@
+//! What happens at the corners: limits that fall, keys whose job is on its way out, faults of a whole launch
+//! without a culprit, measurements that are not to be trusted.
+
+use std::time::Duration;
+
+use crate::common::drive::{Drive, MS, limits, offer, price};
+use crate::common::mock::{ask, bits, engine, free, idle, output};
+use aquatint::engine::{Ending, Fault, JobId, Limits, Offer, Price, Submission};
+
+const TIERS: [(&str, u32); 2] = [("paid", 8), ("free", 2)];
+
+#[test]
+fn a_job_that_a_lowered_budget_cannot_hold_runs_alone_and_holds_nobody_up() {
+    let mut drive = Drive::new(Limits { memory: 100, ..limits(&TIERS) });
+    drive.submit("paid", 1, price(1, 20)).unwrap();
+    drive.tick([]);
+    let big = drive.submit("paid", 1, Price { memory: 90, ..price(1, 2) }).unwrap().id;
+    let small = drive.submit("free", 2, price(2, 2)).unwrap().id;
+    drive.scheduler.set_limits(Limits { memory: 50, ..limits(&TIERS) }).unwrap();
+    drive.run();
+    assert_eq!([big, small].map(|id| drive.ending(id)), [Some(Ending::Finished); 2]);
+    let with_others =
+        drive.launches.iter().any(|(.., launch)| launch.jobs.contains(&big) && launch.jobs.len() > 1);
+    assert!(!with_others);
+}
+
+#[test]
+fn a_key_whose_job_was_given_up_gets_another_job() {
+    let (engine, control) = engine();
+    let keyed = || Submission { idempotency_key: Some("key".into()), ..free(ask(1, 4)) };
+    control.hold();
+    let first = engine.submit(keyed()).unwrap();
+    control.wait_held();
+    let id = first.id();
+    drop(first);
+    let second = engine.submit(keyed()).unwrap();
+    let third = engine.submit(keyed()).unwrap();
+    control.release();
+    assert_ne!(second.id(), id);
+    assert_eq!(second.id(), third.id());
+    assert_eq!(output(second), bits(1, 4));
+    // The first one's end has not made the key unknown.
+    assert_eq!(engine.submit(keyed()).unwrap().id(), third.id());
+    third.wait().unwrap();
+    idle(&engine, &control);
+}
+
+#[test]
+fn a_whole_launch_that_fails_in_passing_is_blamed_on_nobody_until_one_job_is_alone() {
+    let mut drive = Drive::new(limits(&TIERS));
+    // Until a launch holds eight.
+    (0..40).for_each(|_| drop(drive.submit("paid", 1, price(1, 20)).unwrap()));
+    drive.run();
+    let ids: Vec<JobId> = (0..8).map(|_| drive.submit("paid", 1, price(1, 3)).unwrap().id).collect();
+    // As a device reports a failure that shows only when the launch is waited for: it is every job's.
+    drive.poison = Some((ids[5], Fault::Transient));
+    drive.run();
+    assert!(drive.launches.iter().any(|(.., launch)| launch.jobs == ids));
+    for id in &ids {
+        let expected = if *id == ids[5] { Ending::Failed } else { Ending::Finished };
+        assert_eq!(drive.ending(*id), Some(expected), "{id}");
+    }
+}
+
+#[test]
+fn a_first_launch_that_compiles_its_kernels_does_not_lock_its_shape_out() {
+    let mut drive = Drive::new(limits(&TIERS));
+    let slow = drive.times;
+    drive.times.step = Duration::from_secs(40);
+    let deadline =
+        |drive: &Drive| Offer { deadline: Some(drive.now + 2_000 * MS), ..offer("paid", 1, price(1, 20)) };
+    let first = drive.offer("paid", 1, &deadline(&drive)).unwrap().id;
+    drive.tick([]);
+    while drive.ending(first).is_none() {
+        assert!(drive.land());
+    }
+    assert_eq!(drive.ending(first), Some(Ending::Expired));
+    drive.times = slow;
+    let again = drive.offer("paid", 1, &deadline(&drive)).unwrap().id;
+    drive.run();
+    assert_eq!(drive.ending(again), Some(Ending::Finished));
+}

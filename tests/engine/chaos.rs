@@ -107,7 +107,6 @@ proptest! {
         for class in CLASSES {
             drive.scheduler.pause(class, false);
         }
-        drive.scheduler.set_limits(tight(20, most.1)).unwrap();
         drive.run();
         for id in ids {
             prop_assert!(drive.ending(id).is_some(), "{} has no outcome", id);

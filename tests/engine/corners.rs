@@ -49,7 +49,9 @@ fn a_key_whose_job_was_given_up_gets_another_job() {
 fn a_whole_launch_that_fails_in_passing_is_blamed_on_nobody_until_one_job_is_alone() {
     let mut drive = Drive::new(limits(&TIERS));
     // Until a launch holds eight.
-    (0..40).for_each(|_| drop(drive.submit("paid", 1, price(1, 20)).unwrap()));
+    for _ in 0..40 {
+        drive.submit("paid", 1, price(1, 20)).unwrap();
+    }
     drive.run();
     let ids: Vec<JobId> = (0..8).map(|_| drive.submit("paid", 1, price(1, 3)).unwrap().id).collect();
     // As a device reports a failure that shows only when the launch is waited for: it is every job's.

@@ -48,12 +48,19 @@ impl<B: Backend> Worker<B> {
     pub(crate) fn run(mut self) {
         let shell = self.shell.clone();
         loop {
+            // Before the decision: what it decides is to begin at once.
+            let saves = std::mem::take(&mut shell.desk().saves);
+            for (id, reply) in saves {
+                self.save(id, &reply);
+            }
             let mut desk = shell.desk();
             let events = std::mem::take(&mut desk.events);
             let actions = desk.scheduler.tick(shell.clock.now(), events);
-            let saves = std::mem::take(&mut desk.saves);
             metrics::gauges(&desk.scheduler);
-            if actions.is_empty() && saves.is_empty() {
+            if actions.is_empty() {
+                if !desk.saves.is_empty() {
+                    continue;
+                }
                 if desk.is_over() {
                     break;
                 }
@@ -62,9 +69,6 @@ impl<B: Backend> Worker<B> {
                 continue;
             }
             drop(desk);
-            for (id, reply) in saves {
-                self.save(id, &reply);
-            }
             for action in actions {
                 match action {
                     Action::End(id, ending) => self.end(id, ending),

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use crate::common::drive::{Drive, MS, limits, offer, price};
-use crate::common::mock::{ask, bits, engine, free, idle, output};
-use aquatint::engine::{Ending, Fault, JobId, Limits, Offer, Price, Submission};
+use crate::common::mock::{Trouble, ask, bits, engine, engine_with, free, idle, output, roomy, troubled};
+use aquatint::engine::{Ending, Failure, Fault, JobId, Limits, Offer, Phase, Price, Progress, Submission};
 
 const TIERS: [(&str, u32); 2] = [("paid", 8), ("free", 2)];
 
@@ -81,4 +81,18 @@ fn a_first_launch_that_compiles_its_kernels_does_not_lock_its_shape_out() {
     let again = drive.offer("paid", 1, &deadline(&drive)).unwrap().id;
     drive.run();
     assert_eq!(drive.ending(again), Some(Ending::Finished));
+}
+
+#[test]
+fn no_step_begins_after_a_deadline_that_passed_while_a_checkpoint_was_made() {
+    let (engine, control) = engine_with(roomy(), MS);
+    let handle = engine
+        .submit(Submission { deadline: Some(400 * MS), ..free(troubled(1, 300, Trouble::SavesFor(600))) })
+        .unwrap();
+    assert!(handle.events().any(|news| matches!(news, Progress::Step { done: 5.., .. })));
+    let saved = handle.checkpoint().unwrap();
+    let done = u64::from_le_bytes(saved[24..32].try_into().unwrap());
+    assert!(matches!(handle.wait(), Err(Failure::DeadlineExceeded)));
+    let steps = control.launches().iter().filter(|(phase, _)| *phase == Phase::Step).count();
+    assert_eq!(steps as u64, done);
 }

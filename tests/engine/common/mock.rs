@@ -36,6 +36,8 @@ pub enum Trouble {
     MemoryFor(usize),
     /// The device is lost at this step.
     LostAt(u32),
+    /// `checkpoint` takes this many milliseconds.
+    SavesFor(u64),
     /// `preview` panics.
     PreviewPanics,
 }
@@ -279,6 +281,9 @@ impl Backend for Mock {
     }
 
     fn checkpoint(&self, job: &MockJob) -> Result<Vec<u8>, MockError> {
+        if let Trouble::SavesFor(millis) = job.ask.trouble {
+            std::thread::sleep(Duration::from_millis(millis));
+        }
         let words = [job.ask.name.into(), job.ask.key, job.value, job.done.into(), job.ask.steps.into()];
         let mut bytes: Vec<u8> = words.iter().flat_map(|word: &u64| word.to_le_bytes()).collect();
         bytes.extend(self.control.board().fingerprint.as_bytes());

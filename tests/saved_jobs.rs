@@ -230,6 +230,9 @@ fn a_whole_file_that_no_job_can_be_is_refused_by_the_part_that_is_wrong() {
         (tensor("row.0.latents", &|t| t.2 = vec![t.3.len() / 4]), "row.0.latents"),
         (tensor("text.positive", &|t| t.0 = "text.other".to_owned()), "text.positive"),
         (tensor("row.0.generator", &|t| t.3.fill(0)), "row.0.generator"),
+        (edited(&bytes, |_, t| t.retain(|t| t.0 != "row.1.register.0")), "row.1.register.0"),
+        (edited(&bytes, |_, t| t.retain(|t| t.0 != "row.0.denoised")), "row.0.denoised"),
+        (head("/step", json!(0)), "row.0.denoised"),
         (edited(&bytes, |_, t| t.push(("more".into(), Dtype::U8, vec![1], vec![0]))), "more"),
         (edited(&bytes, |_, t| t.push(("more".into(), Dtype::F64, vec![1], vec![0; 8]))), "more"),
     ];

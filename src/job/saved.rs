@@ -194,10 +194,6 @@ impl Tensors {
         self.0.insert(name.into(), (values, shape.to_vec()));
     }
 
-    pub(crate) fn has(&self, name: &str) -> bool {
-        self.0.contains_key(name)
-    }
-
     fn take(&mut self, name: &str) -> Result<(Values, Vec<usize>), SavedJobError> {
         self.0.remove(name).ok_or_else(|| content(name, "a tensor", "none"))
     }

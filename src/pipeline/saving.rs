@@ -147,7 +147,8 @@ impl Pipeline {
             Some(guidance) => Some((guidance, states(&mut tensors, NEGATIVE)?)),
             None => None,
         };
-        let rows = self.rows(&request, &plan, head.rows, &mut tensors, self.latent_shape(width, height))?;
+        let shape = self.latent_shape(width, height);
+        let rows = self.rows(&request, &plan, head.step, head.rows, &mut tensors, shape)?;
         tensors.finish()?;
         let now = Instant::now();
         Ok(Job {
@@ -187,6 +188,7 @@ impl Pipeline {
         &self,
         request: &Request,
         plan: &Plan,
+        step: usize,
         saved: Vec<SavedRow>,
         tensors: &mut Tensors,
         shape: [usize; 4],
@@ -195,6 +197,7 @@ impl Pipeline {
         if saved.len() != count as usize {
             return Err(content("the rows", count, saved.len()));
         }
+        let held = plan.held(step);
         let mut rows = Vec::with_capacity(saved.len());
         for (index, (number, SavedRow { seed, position, spare })) in (0_u64..).zip(saved).enumerate() {
             let expected = request.seed.wrapping_add(number);
@@ -210,11 +213,12 @@ impl Pipeline {
                 Ok::<_, SavedJobError>(upload(tensors.take_f32(&name, shape)?, shape, self.device()))
             };
             let latents = take(tensors, "latents")?;
-            let mut optional =
-                |part: &str| tensors.has(&row_tensor(index, part)).then(|| take(tensors, part)).transpose();
-            let denoised = optional("denoised")?;
-            let registers = (0..plan.registers())
-                .map(|register| optional(&format!("register.{register}")))
+            // A value that the sampler goes without would change the picture, and nothing would say so.
+            let mut held_at = |held: bool, part: &str| held.then(|| take(tensors, part)).transpose();
+            let denoised = held_at(step > 0, "denoised")?;
+            let registers = held.iter().enumerate();
+            let registers = registers
+                .map(|(register, held)| held_at(*held, &format!("register.{register}")))
                 .collect::<Result<_, _>>()?;
             rows.push(Row { seed, generator, latents, registers, denoised });
         }

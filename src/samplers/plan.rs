@@ -238,6 +238,27 @@ impl Plan {
     pub fn registers(&self) -> usize {
         self.registers
     }
+
+    /// Which registers hold a value after the first `steps` steps.
+    pub(crate) fn held(&self, steps: usize) -> Vec<bool> {
+        let mut held = vec![false; self.registers];
+        for step in self.steps.iter().take(steps) {
+            let before = held.clone();
+            let is_there = |(term, _): &(Term, f32)| match term {
+                Term::Register(index) => before.get(*index).is_some_and(|held| *held),
+                Term::Noise => step.draws_noise,
+                Term::Sample | Term::Output | Term::Denoised => true,
+            };
+            for update in &step.updates {
+                if let Target::Register(index) = update.target
+                    && let Some(held) = held.get_mut(index)
+                {
+                    *held = update.terms.iter().any(is_there);
+                }
+            }
+        }
+        held
+    }
 }
 
 /// How many steps of a schedule image to image leaves out.

@@ -17,19 +17,22 @@ const QUEUED: u64 = 10_000;
 
 /// Eight jobs run, and all others wait: a launch comes back, and the next is chosen.
 fn decision(criterion: &mut Criterion) {
-    let mut drive = Drive::new(Limits { memory: 80, ..limits(&[("paid", 8), ("free", 2)]) });
-    for number in 0..QUEUED {
-        let class = if number % 10 == 0 { "paid" } else { "free" };
-        drive.submit(class, number % 500, price(1 + number % 5, u32::MAX)).unwrap();
-    }
-    drive.tick([]);
-    criterion.bench_function("engine/decision with 10,000 queued", |bencher| {
-        bencher.iter(|| {
-            let last = drive.launches.len() - 1;
-            drive.launches.drain(..last);
-            drive.land()
+    for shapes in [5, QUEUED] {
+        let mut drive = Drive::new(Limits { memory: 80, ..limits(&[("paid", 8), ("free", 2)]) });
+        for number in 0..QUEUED {
+            let class = if number % 10 == 0 { "paid" } else { "free" };
+            drive.submit(class, number % 500, price(1 + number % shapes, 20_000)).unwrap();
+        }
+        drive.tick([]);
+        let name = format!("engine/decision with 10,000 queued of {shapes} shapes");
+        criterion.bench_function(&name, |bencher| {
+            bencher.iter(|| {
+                let last = drive.launches.len() - 1;
+                drive.launches.drain(..last);
+                drive.land()
+            });
         });
-    });
+    }
 }
 
 fn step(criterion: &mut Criterion) {

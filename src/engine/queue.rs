@@ -61,8 +61,10 @@ struct Class {
     paused: bool,
     virtual_time: VirtualTime,
     lanes: HashMap<BatchKey, Lane>,
-    /// The lanes by virtual time.
-    order: BTreeSet<(VirtualTime, BatchKey)>,
+    /// The lanes with ready jobs, by virtual time.
+    with_ready: BTreeSet<(VirtualTime, BatchKey)>,
+    /// The lanes with waiting tenants, by virtual time.
+    with_waiting: BTreeSet<(VirtualTime, BatchKey)>,
     lane_now: VirtualTime,
     tenants: Vec<Option<Tenant>>,
     vacant: Vec<usize>,
@@ -111,7 +113,8 @@ impl FairQueue {
             paused: false,
             virtual_time: 0,
             lanes: HashMap::new(),
-            order: BTreeSet::new(),
+            with_ready: BTreeSet::new(),
+            with_waiting: BTreeSet::new(),
             lane_now: 0,
             tenants: Vec::new(),
             vacant: Vec::new(),
@@ -215,10 +218,10 @@ impl FairQueue {
         }
         class.live += 1;
         let lane_now = class.lane_now;
-        let lane = class.lanes.entry(place.key).or_insert_with(|| {
-            class.order.insert((lane_now, place.key));
-            Lane { virtual_time: lane_now, ..Lane::default() }
-        });
+        let lane = class
+            .lanes
+            .entry(place.key)
+            .or_insert_with(|| Lane { virtual_time: lane_now, ..Lane::default() });
         lane.live += 1;
         if let Some(tenant) = class.tenants.get_mut(place.tenant.0).and_then(Option::as_mut) {
             if tenant.live == 0 {
@@ -261,6 +264,7 @@ impl FairQueue {
                 lane.queued += 1;
             }
         }
+        class.file(place.key);
     }
 
     /// Takes a job out of its tenant's queue; whether it was there.
@@ -289,19 +293,29 @@ impl FairQueue {
             tenant.queued -= 1;
             class.queued -= 1;
         }
+        class.file(place.key);
         found
     }
 
     /// A started job is back from a launch.
     pub(crate) fn make_ready(&mut self, id: JobId, place: &Place) {
-        if let Some(lane) = self.lane_mut(place.class, place.key) {
-            lane.ready.insert((place.due, id));
-        }
+        self.with(place.class, |class| {
+            if let Some(lane) = class.lanes.get_mut(&place.key) {
+                lane.ready.insert((place.due, id));
+            }
+            class.file(place.key);
+        });
     }
 
     /// A started job goes into a launch, or ends; whether it was ready.
     pub(crate) fn take_ready(&mut self, id: JobId, place: &Place) -> bool {
-        self.lane_mut(place.class, place.key).is_some_and(|lane| lane.ready.remove(&(place.due, id)))
+        let Some(class) = self.classes.get_mut(place.class) else {
+            return false;
+        };
+        let lane = class.lanes.get_mut(&place.key);
+        let found = lane.is_some_and(|lane| lane.ready.remove(&(place.due, id)));
+        class.file(place.key);
+        found
     }
 
     /// A job ended: no trace of it is left.
@@ -315,7 +329,7 @@ impl FairQueue {
         if let Some(lane) = class.lanes.get_mut(&place.key) {
             lane.live -= 1;
             if lane.live == 0 {
-                class.order.remove(&(lane.virtual_time, place.key));
+                // Nothing of it is ready or waits.
                 class.lanes.remove(&place.key);
             }
         }
@@ -346,15 +360,9 @@ impl FairQueue {
     pub(crate) fn turn(&mut self, may_start: bool, resting: impl Fn(BatchKey) -> bool) -> Option<BatchKey> {
         let turns = self.classes.iter().enumerate().filter_map(|(index, class)| {
             let starts = may_start && !class.paused;
-            let eligible = |(_, key): &&(VirtualTime, BatchKey)| {
-                class
-                    .lanes
-                    .get(key)
-                    .is_some_and(|lane| !lane.ready.is_empty() || (starts && !lane.waiting.is_empty()))
-            };
-            let mut lanes = class.order.iter().filter(eligible);
-            let first = lanes.next()?;
-            let awake = Some(first).into_iter().chain(lanes).find(|(_, key)| !resting(*key));
+            let lanes = || [&class.with_ready, &class.with_waiting].into_iter().take(1 + usize::from(starts));
+            let first = lanes().filter_map(BTreeSet::first).min()?;
+            let awake = lanes().filter_map(|lanes| lanes.iter().find(|(_, key)| !resting(*key))).min();
             let (lane_time, key) = awake.unwrap_or(first);
             Some((awake.is_none(), class.virtual_time, index, *lane_time, *key))
         });
@@ -388,13 +396,14 @@ impl FairQueue {
         self.with(class, |class| {
             charge(&mut class.virtual_time, nanos, u64::from(class.weight));
             if let Some(lane) = class.lanes.get_mut(&key) {
-                class.order.remove(&(lane.virtual_time, key));
+                class.with_ready.remove(&(lane.virtual_time, key));
+                class.with_waiting.remove(&(lane.virtual_time, key));
                 // A started job counts like a waiting tenant: so lanes get time as they have company to
                 // share it with, and no launch is spent on one job while many wait for the next.
                 let claims = lane.waiting.len() + (lane.live - lane.queued);
                 charge(&mut lane.virtual_time, nanos, claims as u64);
-                class.order.insert((lane.virtual_time, key));
             }
+            class.file(key);
         });
     }
 
@@ -424,6 +433,25 @@ impl FairQueue {
 }
 
 impl Class {
+    /// Puts a lane where it belongs after a change of what is ready or waits in it.
+    fn file(&mut self, key: BatchKey) {
+        let Some(lane) = self.lanes.get(&key) else {
+            return;
+        };
+        let place = (lane.virtual_time, key);
+        let lists = [
+            (&mut self.with_ready, lane.ready.is_empty()),
+            (&mut self.with_waiting, lane.waiting.is_empty()),
+        ];
+        for (list, empty) in lists {
+            if empty {
+                list.remove(&place);
+            } else {
+                list.insert(place);
+            }
+        }
+    }
+
     /// Changes a tenant's charges, and its place in the lanes where it waits.
     fn recharge(&mut self, index: TenantIndex, change: impl FnOnce(&mut Tenant)) {
         let Some(tenant) = self.tenants.get_mut(index.0).and_then(Option::as_mut) else {
@@ -453,10 +481,4 @@ pub(crate) fn ahead(used: u128, least: u128, nanos: u64) -> bool {
 /// Moves a class's virtual time on by `nanos` of device time.
 pub(crate) fn virtual_charge(time: &mut (u128, u32), nanos: u64) {
     charge(&mut time.0, nanos, u64::from(time.1));
-}
-
-impl FairQueue {
-    fn lane_mut(&mut self, class: usize, key: BatchKey) -> Option<&mut Lane> {
-        self.classes.get_mut(class)?.lanes.get_mut(&key)
-    }
 }

@@ -377,7 +377,7 @@ proptest! {
             pair.compare()?;
         }
         for class in &pair.real.classes {
-            prop_assert!(class.lanes.is_empty() && class.order.is_empty());
+            prop_assert!(class.lanes.is_empty() && class.with_ready.is_empty() && class.with_waiting.is_empty());
             prop_assert_eq!((class.queued, class.busy), (0, 0));
         }
     }

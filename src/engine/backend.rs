@@ -1,6 +1,7 @@
 //! What the engine drives: a device that starts, steps and finishes jobs.
 
 use super::cost::{Model, Price};
+use super::handle::Applied;
 use super::lifecycle::Fault;
 
 /// A model on a device. The engine calls `price`, `alternatives` and `inspect` on submitters' threads,
@@ -34,6 +35,11 @@ pub trait Backend: Send + Sync + 'static {
     /// Begins jobs of one batch key, whose model this is: encodes prompts and pictures, draws noise. One
     /// result a request, in their order.
     fn start(&self, requests: &[&Self::Request], model: Model) -> Vec<Result<Self::Job, Self::Error>>;
+
+    /// Keeps with a job that was just started what it does instead of what was asked for, so that its
+    /// checkpoints carry it; [`Finished::applied`](super::Finished::applied) of a job that was resumed does not
+    /// say it again.
+    fn degraded(&self, job: &mut Self::Job, applied: &Applied);
 
     /// One step of each job, all of one batch key. One result a job, in their order.
     fn step(&self, jobs: &mut [&mut Self::Job]) -> Vec<Result<(), Self::Error>>;

@@ -7,6 +7,7 @@ use thiserror::Error;
 
 use super::backend::{Alternative, Backend, Degrade, Steps};
 use super::cost::{Model, Price};
+use super::handle::Applied;
 use super::lifecycle::Fault;
 use super::sync::{Mutex, lock};
 
@@ -175,6 +176,10 @@ impl<B: Backend> Backend for Drill<B> {
 
     fn start(&self, requests: &[&Self::Request], model: Model) -> Vec<Result<Self::Job, Self::Error>> {
         self.drilled(requests.to_vec(), |requests| self.backend.start(&requests, model))
+    }
+
+    fn degraded(&self, job: &mut Self::Job, applied: &Applied) {
+        self.backend.degraded(job, applied);
     }
 
     fn step(&self, jobs: &mut [&mut Self::Job]) -> Vec<Result<(), Self::Error>> {

@@ -6,6 +6,7 @@ use ::image::RgbImage;
 
 use super::backend::{Alternative, Backend, Degrade, Steps};
 use super::cost::{BatchKey, Model, Price};
+use super::handle::Applied;
 use super::lifecycle::Fault;
 use super::{Engine, EngineError, EngineOptions};
 use crate::device::DeviceError;
@@ -277,6 +278,12 @@ impl Backend for PipelineBackend {
         self.served(model).pipeline.start_batch(requests)
     }
 
+    /// A note of the job, which its [`Generation`]'s report repeats.
+    fn degraded(&self, job: &mut Job, applied: &Applied) {
+        let Applied { requested, actual, reason } = applied;
+        job.notes.push(format!("{actual} in place of {requested}: {reason}"));
+    }
+
     fn step(&self, jobs: &mut [&mut Job]) -> Vec<Result<()>> {
         // One batch key, one model.
         let Some(job) = jobs.first() else {
@@ -330,7 +337,8 @@ impl Backend for PipelineBackend {
 
 impl PipelineEngine {
     /// An engine that drives `pipeline`, which is timed by one small picture before. For a distilled model
-    /// beside it, see [`PipelineBackend::with_distilled`].
+    /// beside it, see [`PipelineBackend::with_distilled`]. Every engine counts on the memory that it finds free:
+    /// where several share a device, give each a [`Limits::memory`](super::Limits::memory) of its own.
     ///
     /// # Errors
     /// As [`Engine::new`], and [`EngineError::Timing`] where that picture fails.

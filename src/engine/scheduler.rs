@@ -112,6 +112,16 @@ pub enum DegradeReason {
     Memory,
 }
 
+impl std::fmt::Display for DegradeReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Load => "much is waiting",
+            Self::Deadline => "it would be finished too late",
+            Self::Memory => "it needs more memory than there is",
+        })
+    }
+}
+
 /// Whether work is taken on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {

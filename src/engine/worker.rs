@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use super::backend::{Backend, Steps};
 use super::cost::{Model, Phase};
-use super::handle::{CheckpointError, Failure, Finished, Outcome};
+use super::handle::{Applied, CheckpointError, Failure, Finished, Outcome};
 use super::lifecycle::{Ending, Fault};
 use super::metrics;
 use super::queue::JobId;
@@ -160,6 +160,7 @@ impl<B: Backend> Worker<B> {
                 self.jobs.insert(*id, job);
             }));
         }
+        self.note_degraded(ids);
         let mut desk = self.shell.desk();
         for ((id, result), origin) in ids.iter().zip(&results).zip(origins) {
             // For another try.
@@ -169,6 +170,20 @@ impl<B: Backend> Worker<B> {
         }
         drop(desk);
         results
+    }
+
+    /// Tells jobs that were just started what they do instead of what was asked for.
+    fn note_degraded(&mut self, ids: &[JobId]) {
+        let desk = self.shell.desk();
+        let applied: Vec<(JobId, Applied)> =
+            ids.iter().filter_map(|id| Some((*id, desk.entries.get(id)?.applied.clone()?))).collect();
+        drop(desk);
+        for (id, applied) in applied {
+            if let Some(job) = self.jobs.get_mut(&id) {
+                // What panics here costs the note alone.
+                let _ = guarded(|| self.shell.backend.degraded(job, &applied));
+            }
+        }
     }
 
     fn step(&mut self, ids: &[JobId]) -> Vec<Tried<(), B::Error>> {

@@ -193,7 +193,10 @@ fn a_checkpoint_goes_on_with_the_model_that_it_belongs_to_and_is_refused_by_type
 
     let own = bits(&second().generate(&Request { steps: Some(40), ..long(7) }).unwrap());
     let go_on = |saved: &[u8]| {
-        bits(&output(&other.resume(saved, false, Submission::new((), "tenant", "paid")).unwrap()))
+        let done = output(&other.resume(saved, false, Submission::new((), "tenant", "paid")).unwrap());
+        let degraded = done.report.notes.iter().any(|note| note.contains("in place of"));
+        assert_eq!(degraded, saved == moved, "what was done is told after the interruption too");
+        bits(&done)
     };
     assert_eq!(go_on(&moved), own, "of the distilled model");
     assert_eq!(go_on(&kept), bits(&pipeline().generate(&busy(1)).unwrap()), "of the main model");

@@ -280,4 +280,10 @@ fn a_picture_over_the_budget_is_made_smaller_where_that_was_agreed_to_and_refuse
     let applied = done.applied.unwrap();
     assert_eq!((&*applied.requested, &*applied.actual), ("4 steps at 64×64", "3 steps at 32×32"));
     assert_eq!(applied.reason, DegradeReason::Memory);
+    let note = "3 steps at 32×32 in place of 4 steps at 64×64: ";
+    assert!(
+        done.output.report.notes.iter().any(|found| found.starts_with(note)),
+        "{:?}",
+        done.output.report.notes
+    );
 }

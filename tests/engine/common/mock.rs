@@ -5,8 +5,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use aquatint::engine::{
-    Alternative, Backend, BatchKey, Bounds, ClassLimits, Degrade, Engine, EngineOptions, Fault, Handle,
-    Limits, Model, Phase, Price, Steps, Submission,
+    Alternative, Applied, Backend, BatchKey, Bounds, ClassLimits, Degrade, Engine, EngineOptions, Fault,
+    Handle, Limits, Model, Phase, Price, Steps, Submission,
 };
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -239,6 +239,8 @@ impl Backend for Mock {
         };
         all.into_iter().map(start).collect()
     }
+
+    fn degraded(&self, _: &mut MockJob, _: &Applied) {}
 
     fn step(&self, jobs: &mut [&mut MockJob]) -> Vec<Result<(), MockError>> {
         let asks: Vec<(Ask, u32)> = jobs.iter().map(|job| (job.ask.clone(), job.done)).collect();

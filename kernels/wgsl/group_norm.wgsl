@@ -12,6 +12,7 @@
 // constants: elem f32 or f16; WIDTH 1, 2 or 4, a divisor of the channels of a group; BLOCK; SILU 0 or 1
 // limits: BLOCK * columns of a group at most THREADS; slices at most THREADS
 // reference: ops::reference::group_norm; test: tests/kernels.rs
+// Has run on software Vulkan (Mesa 25.0.7) alone, never on a GPU.
 
 // columns: vectors of one group; span: pixels of a slice
 struct Params { pixels: u32, groups: u32, columns: u32, slices: u32, span: u32, count: u32, eps: f32 }

@@ -5,6 +5,7 @@
 // the variance is summed around the mean, and the mean's own rounding is taken out, so that a row far from zero, or with
 // outliers, loses nothing
 // reference: ops::reference::layer_norm; test: tests/kernels.rs
+// Has run on software Vulkan (Mesa 25.0.7) alone, never on a GPU.
 
 const LANES: u32 = 32u;
 

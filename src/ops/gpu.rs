@@ -27,6 +27,9 @@ use cubecl::{CubeKernel, PrecompiledSource};
 /// Threads of a workgroup, for every kernel.
 pub(crate) const THREADS: u32 = 128;
 
+/// cubecl's name of the runtime that takes WGSL: with burn's `vulkan` or `metal`, wgpu compiles to others.
+const RUNTIME: &str = "wgpu<wgsl>";
+
 /// Threads that share a row in `layer_norm.wgsl`, an output in `matvec.wgsl`.
 const LANES: usize = 32;
 
@@ -56,10 +59,11 @@ pub(crate) fn holds<const D: usize>(x: &Tensor<D>) -> bool {
 pub(crate) struct Buffer(CubeTensor);
 
 impl Buffer {
-    /// `None` where [`holds`] is false.
+    /// `None` where [`holds`] is false, or where the runtime takes another language.
     pub(crate) fn of<const D: usize>(x: Tensor<D>) -> Option<Self> {
         let tensor: Box<dyn Any> = Box::new(x.try_into_primitive::<Cube>().ok()?);
-        tensor.downcast().ok().map(|tensor| Self(into_contiguous(*tensor)))
+        let tensor = tensor.downcast::<CubeTensor>().ok().filter(|tensor| tensor.client.name() == RUNTIME)?;
+        Some(Self(into_contiguous(*tensor)))
     }
 
     /// Not written yet, on the same device.

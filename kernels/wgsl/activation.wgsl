@@ -4,6 +4,7 @@
 //   silu        x * sigmoid(x)
 // x, y: `count` vectors of WIDTH elements
 // tile: ITEMS vectors a thread, neighbours read by neighbours
+// parts: gelu.wgsl, this file
 // constants: elem f32 or f16, WIDTH 1, 2 or 4
 // limits: erf by Abramowitz & Stegun 7.1.26, at most 1.5e-7 off; the tail keeps its relative accuracy to about 1e-3
 // reference: ops::reference; test: tests/kernels.rs
@@ -20,15 +21,6 @@ struct Params { count: u32 }
 fn sigmoid(v: floats) -> floats {
     // Beyond 88 the exponential leaves f32.
     return floats(1.0) / (floats(1.0) + exp(min(-v, floats(88.0))));
-}
-
-// x times the probability that a standard normal variable lies below x, by the tail beyond |x|.
-fn gelu_of(v: floats) -> floats {
-    let a = abs(v);
-    let t = floats(1.0) / (floats(1.0) + a * 0.23164188769);
-    let p = t * (t * (t * (t * (t * 1.061405429 - 1.453152027) + 1.421413741) - 0.284496736) + 0.254829592);
-    let tail = a * 0.5 * p * exp(-0.5 * a * a);
-    return max(v, floats(0.0)) - tail;
 }
 
 fn first(group: vec3<u32>, groups: vec3<u32>, thread: u32) -> u32 {

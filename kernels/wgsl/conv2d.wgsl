@@ -11,6 +11,7 @@
 // launch: (ceil(outputs / 64), gy, gz), with gy · gz at least ceil(batch · out_height · out_width / 64)
 // limits: every size at least 1; every tensor below 2^32 elements
 //
+// parts: gemm.wgsl, this file
 // constants:
 //   WIDTH  4 when inputs % 4 == 0, else 1: elements of one load
 // bindings: x, w, bias, residual, y, params; an input that params turns off is bound and never read
@@ -39,30 +40,7 @@ struct Params {
     residual: u32,
 }
 
-@group(0) @binding(0) var<storage, read_write> x: array<elems>;
-@group(0) @binding(1) var<storage, read_write> w: array<elems>;
-@group(0) @binding(2) var<storage, read_write> bias: array<elem>;
-@group(0) @binding(3) var<storage, read_write> residual: array<elem>;
-@group(0) @binding(4) var<storage, read_write> y: array<elem>;
 @group(0) @binding(5) var<uniform> params: Params;
-
-const TILE: u32 = 64u;
-const SLAB: u32 = 16u;
-// Vectors of four rows in a line of the slab, and one more against bank conflicts.
-const LINE: u32 = 17u;
-
-// Lines of x, then lines of w; in the end half of the output tile.
-var<workgroup> slab: array<vec4<f32>, 544>;
-const W: u32 = 272u;
-
-// WIDTH elements from element `e`, a multiple of WIDTH; a single one is in `x`.
-fn take_x(e: u32) -> vec4<f32> {
-    return vec4<f32>(floats(x[e / WIDTH]));
-}
-
-fn take_w(e: u32) -> vec4<f32> {
-    return vec4<f32>(floats(w[e / WIDTH]));
-}
 
 // The upper left corner of an output pixel's patch.
 struct Corner {
@@ -149,24 +127,6 @@ fn load_x(p: Corner, c: Column, k: u32) -> vec4<f32> {
     return v;
 }
 
-// Four elements of a row of w from column `k` of `columns`.
-fn load_w(row: u32, k: u32, columns: u32) -> vec4<f32> {
-    let start = min(row, params.outputs - 1u) * columns;
-    if WIDTH == 4u {
-        if k < columns {
-            return take_w(start + k);
-        }
-        return vec4<f32>();
-    }
-    var v = vec4<f32>();
-    for (var i = 0u; i < 4u; i += 1u) {
-        if k + i < columns {
-            v[i] = take_w(start + k + i).x;
-        }
-    }
-    return v;
-}
-
 // Writes the 64 pixels × 32 outputs that lie in `slab`, side by side.
 fn flush(row0: u32, col0: u32, thread: u32) {
     for (var i = thread; i < TILE * TILE / 2u; i += 64u) {
@@ -233,10 +193,10 @@ fn conv2d(
         let x3 = load_x(p3, at, depth);
         at = next(at, depth);
         let output = col0 + block * 4u;
-        let w0 = load_w(output, depth, columns);
-        let w1 = load_w(output + 1u, depth, columns);
-        let w2 = load_w(output + 2u, depth, columns);
-        let w3 = load_w(output + 3u, depth, columns);
+        let w0 = load_w(output, params.outputs, depth, columns);
+        let w1 = load_w(output + 1u, params.outputs, depth, columns);
+        let w2 = load_w(output + 2u, params.outputs, depth, columns);
+        let w3 = load_w(output + 3u, params.outputs, depth, columns);
         slab[slot] = vec4(x0.x, x1.x, x2.x, x3.x);
         slab[slot + LINE] = vec4(x0.y, x1.y, x2.y, x3.y);
         slab[slot + 2u * LINE] = vec4(x0.z, x1.z, x2.z, x3.z);

@@ -1,6 +1,7 @@
 // y[r, c] = x[r, c] * gelu(x[r, half + c]), the exact gelu, in f32 (Shazeer 2020)
 // x: [rows, 2 * half]; y: [rows, half]; all in vectors of WIDTH elements
 // tile: ITEMS vectors a thread, neighbours read by neighbours
+// parts: gelu.wgsl, this file
 // constants: elem f32 or f16, WIDTH 1, 2 or 4
 // limits: the accuracy of activation.wgsl
 // reference: ops::reference::geglu; test: tests/kernels.rs
@@ -14,14 +15,6 @@ struct Params { count: u32, half: u32 }
 @group(0) @binding(0) var<storage, read_write> x: array<elems>;
 @group(0) @binding(1) var<storage, read_write> y: array<elems>;
 @group(0) @binding(2) var<uniform> params: Params;
-
-fn gelu_of(v: floats) -> floats {
-    let a = abs(v);
-    let t = floats(1.0) / (floats(1.0) + a * 0.23164188769);
-    let p = t * (t * (t * (t * (t * 1.061405429 - 1.453152027) + 1.421413741) - 0.284496736) + 0.254829592);
-    let tail = a * 0.5 * p * exp(-0.5 * a * a);
-    return max(v, floats(0.0)) - tail;
-}
 
 @compute @workgroup_size(THREADS)
 fn geglu(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,

@@ -1,4 +1,4 @@
-// y = f(x · wᵀ + bias) + residual, with f one of none, gelu (exact, by erf) and silu
+// y = x · wᵀ + bias + residual
 //
 // x: [m, k], every row of the call (batch · tokens); w: [n, k]; bias: [n]; residual, y: [m, n]; all contiguous,
 // f32 or f16, sums in f32, each over k in ascending order from zero: a row's bits depend on that row alone.
@@ -7,6 +7,7 @@
 // launch: (ceil(n / 64), gy, gz), with gy · gz at least ceil(m / 64)
 // limits: m, n, k at least 1; every tensor below 2^32 elements
 //
+// parts: gemm.wgsl, this file
 // constants:
 //   WIDTH  4 when k % 4 == 0, else 1: elements of one load
 // bindings: x, w, bias, residual, y, params; an input that params turns off is bound and never read
@@ -20,34 +21,9 @@ struct Params {
     // 1 to add them.
     bias: u32,
     residual: u32,
-    // 0 none, 1 gelu, 2 silu.
-    activation: u32,
 }
 
-@group(0) @binding(0) var<storage, read_write> x: array<elems>;
-@group(0) @binding(1) var<storage, read_write> w: array<elems>;
-@group(0) @binding(2) var<storage, read_write> bias: array<elem>;
-@group(0) @binding(3) var<storage, read_write> residual: array<elem>;
-@group(0) @binding(4) var<storage, read_write> y: array<elem>;
 @group(0) @binding(5) var<uniform> params: Params;
-
-const TILE: u32 = 64u;
-const SLAB: u32 = 16u;
-// Vectors of four rows in a line of the slab, and one more against bank conflicts.
-const LINE: u32 = 17u;
-
-// Lines of x, then lines of w; in the end half of the output tile.
-var<workgroup> slab: array<vec4<f32>, 544>;
-const W: u32 = 272u;
-
-// WIDTH elements from element `e`, a multiple of WIDTH; a single one is in `x`.
-fn take_x(e: u32) -> vec4<f32> {
-    return vec4<f32>(floats(x[e / WIDTH]));
-}
-
-fn take_w(e: u32) -> vec4<f32> {
-    return vec4<f32>(floats(w[e / WIDTH]));
-}
 
 // Four elements of a row of x from column `k`; rows past the last repeat it, columns past the last are zero.
 fn load_x(row: u32, k: u32) -> vec4<f32> {
@@ -67,42 +43,6 @@ fn load_x(row: u32, k: u32) -> vec4<f32> {
     return v;
 }
 
-fn load_w(row: u32, k: u32) -> vec4<f32> {
-    let start = min(row, params.n - 1u) * params.k;
-    if WIDTH == 4u {
-        if k < params.k {
-            return take_w(start + k);
-        }
-        return vec4<f32>();
-    }
-    var v = vec4<f32>();
-    for (var i = 0u; i < 4u; i += 1u) {
-        if k + i < params.k {
-            v[i] = take_w(start + k + i).x;
-        }
-    }
-    return v;
-}
-
-// Abramowitz & Stegun 7.1.26, to 1.5e-7.
-fn erf(v: f32) -> f32 {
-    let a = min(abs(v), 9.0);
-    let t = 1.0 / (1.0 + 0.3275911 * a);
-    let p = ((((1.061405429 * t - 1.453152027) * t + 1.421413741) * t - 0.284496736) * t + 0.254829592) * t;
-    return sign(v) * (1.0 - p * exp(-a * a));
-}
-
-fn activate(v: f32) -> f32 {
-    if params.activation == 1u {
-        return 0.5 * v * (1.0 + erf(v * 0.70710678));
-    }
-    if params.activation == 2u {
-        // From 80 on the quotient is nothing beside any other term, and exp stays finite.
-        return v / (1.0 + exp(min(-v, 80.0)));
-    }
-    return v;
-}
-
 // Writes the 64 rows × 32 columns that lie in `slab`, side by side.
 fn flush(row0: u32, col0: u32, thread: u32) {
     for (var i = thread; i < TILE * TILE / 2u; i += 64u) {
@@ -113,7 +53,6 @@ fn flush(row0: u32, col0: u32, thread: u32) {
             if params.bias == 1u {
                 v += f32(bias[col]);
             }
-            v = activate(v);
             let e = row * params.n + col;
             if params.residual == 1u {
                 v += f32(residual[e]);
@@ -158,10 +97,10 @@ fn matmul(
         let x2 = load_x(row + 2u, k0 + block_k);
         let x3 = load_x(row + 3u, k0 + block_k);
         let col = col0 + block * 4u;
-        let w0 = load_w(col, k0 + block_k);
-        let w1 = load_w(col + 1u, k0 + block_k);
-        let w2 = load_w(col + 2u, k0 + block_k);
-        let w3 = load_w(col + 3u, k0 + block_k);
+        let w0 = load_w(col, params.n, k0 + block_k, params.k);
+        let w1 = load_w(col + 1u, params.n, k0 + block_k, params.k);
+        let w2 = load_w(col + 2u, params.n, k0 + block_k, params.k);
+        let w3 = load_w(col + 3u, params.n, k0 + block_k, params.k);
         slab[slot] = vec4(x0.x, x1.x, x2.x, x3.x);
         slab[slot + LINE] = vec4(x0.y, x1.y, x2.y, x3.y);
         slab[slot + 2u * LINE] = vec4(x0.z, x1.z, x2.z, x3.z);

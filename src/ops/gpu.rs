@@ -24,7 +24,7 @@ use cubecl::prelude::*;
 use cubecl::server::{KernelArguments, MetadataBindingInfo};
 use cubecl::{CubeKernel, PrecompiledSource};
 
-/// Threads of a workgroup, for every kernel.
+/// Threads of a workgroup, for kernels that name no other number of their own.
 pub(crate) const THREADS: u32 = 128;
 
 /// cubecl's name of the runtime that takes WGSL: with burn's `vulkan` or `metal`, wgpu compiles to others.
@@ -35,12 +35,6 @@ const LANES: usize = 32;
 
 /// What wgpu allows in each direction of a grid.
 const MOST_CUBES: usize = 65_535;
-
-/// A kernel file in the languages that it is written in.
-#[derive(Debug)]
-pub(crate) struct Source {
-    pub(crate) wgsl: &'static str,
-}
 
 /// Whether `x` lives on a device, in a dtype, that the kernels are written for.
 pub(crate) fn holds<const D: usize>(x: &Tensor<D>) -> bool {
@@ -104,7 +98,8 @@ pub(crate) fn spread(count: usize) -> Option<[usize; 3]> {
 
 /// One launch.
 pub(crate) struct Launch<'a> {
-    pub(crate) source: &'static Source,
+    /// The files that make up the text, in their order.
+    pub(crate) source: &'static [&'static str],
     /// Also the launch's name in profiles.
     pub(crate) entry: &'static str,
     /// The dtype of what the kernel calls `elem`.
@@ -160,7 +155,7 @@ pub(crate) fn word(value: usize) -> Option<u32> {
 /// A source with what is put before it.
 #[derive(Debug)]
 struct Kernel {
-    source: &'static Source,
+    source: &'static [&'static str],
     entry: &'static str,
     elem: DType,
     constants: Vec<(&'static str, u32)>,
@@ -180,7 +175,7 @@ impl Kernel {
                 text.push_str(vectors(*value));
             }
         }
-        text + self.source.wgsl
+        text + &self.source.concat()
     }
 }
 

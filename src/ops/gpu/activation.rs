@@ -2,11 +2,13 @@
 
 use burn::tensor::Tensor;
 
-use super::{Buffer, Launch, Source, elementwise, vector_width, word};
+use super::{Buffer, Launch, elementwise, vector_width, word};
 use crate::ops::activation::Unary;
 
-static ACTIVATION: Source = Source { wgsl: include_str!("../../../kernels/wgsl/activation.wgsl") };
-static GEGLU: Source = Source { wgsl: include_str!("../../../kernels/wgsl/geglu.wgsl") };
+const ACTIVATION: &[&str] =
+    &[include_str!("../../../kernels/wgsl/gelu.wgsl"), include_str!("../../../kernels/wgsl/activation.wgsl")];
+const GEGLU: &[&str] =
+    &[include_str!("../../../kernels/wgsl/gelu.wgsl"), include_str!("../../../kernels/wgsl/geglu.wgsl")];
 
 pub(crate) fn unary<const D: usize>(x: Tensor<D>, unary: Unary) -> Option<Tensor<D>> {
     let shape = x.dims();
@@ -15,7 +17,7 @@ pub(crate) fn unary<const D: usize>(x: Tensor<D>, unary: Unary) -> Option<Tensor
     let x = Buffer::of(x)?;
     let y = x.empty(shape, x.dtype());
     Launch {
-        source: &ACTIVATION,
+        source: ACTIVATION,
         entry: match unary {
             Unary::Gelu => "gelu",
             Unary::QuickGelu => "quick_gelu",
@@ -40,7 +42,7 @@ pub(crate) fn geglu(x: Tensor<3>) -> Option<Tensor<3>> {
     let x = Buffer::of(x)?;
     let y = x.empty([batch, tokens, half], x.dtype());
     Launch {
-        source: &GEGLU,
+        source: GEGLU,
         entry: "geglu",
         elem: x.dtype(),
         constants: &[("WIDTH", word(width)?)],

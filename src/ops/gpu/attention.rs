@@ -2,10 +2,10 @@
 
 use burn::tensor::Tensor;
 
-use super::{Buffer, Launch, Source, word};
+use super::{Buffer, Launch, word};
 use crate::ops::Mask;
 
-static ATTENTION: Source = Source { wgsl: include_str!("../../../kernels/wgsl/attention.wgsl") };
+const ATTENTION: &[&str] = &[include_str!("../../../kernels/wgsl/attention.wgsl")];
 
 /// `None` for sizes of a head that the kernel is not written for.
 pub(crate) fn attention(
@@ -28,7 +28,7 @@ pub(crate) fn attention(
     word(batch * queries.max(keys) * channels)?;
     let scale = (head_dim as f32).sqrt().recip();
     Launch {
-        source: &ATTENTION,
+        source: ATTENTION,
         entry: "attention",
         elem: q.dtype(),
         constants: &[("WIDTH", 4), ("D", word(head_dim)?), ("QUERIES", word(rows)?)],

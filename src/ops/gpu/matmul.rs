@@ -2,12 +2,14 @@
 
 use burn::tensor::{DType, Tensor};
 
-use super::{Buffer, LANES, Launch, Source, THREADS, vector_width, word};
+use super::{Buffer, LANES, Launch, THREADS, vector_width, word};
 use crate::ops::Conv2d;
 
-static MATMUL: Source = Source { wgsl: include_str!("../../../kernels/wgsl/matmul.wgsl") };
-static MATVEC: Source = Source { wgsl: include_str!("../../../kernels/wgsl/matvec.wgsl") };
-static CONV2D: Source = Source { wgsl: include_str!("../../../kernels/wgsl/conv2d.wgsl") };
+const MATMUL: &[&str] =
+    &[include_str!("../../../kernels/wgsl/gemm.wgsl"), include_str!("../../../kernels/wgsl/matmul.wgsl")];
+const MATVEC: &[&str] = &[include_str!("../../../kernels/wgsl/matvec.wgsl")];
+const CONV2D: &[&str] =
+    &[include_str!("../../../kernels/wgsl/gemm.wgsl"), include_str!("../../../kernels/wgsl/conv2d.wgsl")];
 
 /// Rows and columns of the output that a workgroup makes.
 const TILE: usize = 64;
@@ -39,8 +41,7 @@ pub(crate) fn linear(
     if m * n * k == 0 {
         return None;
     }
-    // In the end, no activation.
-    let epilogue = [u32::from(bias.is_some()), u32::from(residual.is_some()), 0];
+    let epilogue = [u32::from(bias.is_some()), u32::from(residual.is_some())];
     let (x, weight) = (Buffer::of(x)?, Buffer::of(weight.clone())?);
     // What params turn off is bound and never read.
     let bias = bias.map_or_else(|| Some(x.clone()), |bias| Buffer::of(bias.clone()))?;
@@ -50,9 +51,9 @@ pub(crate) fn linear(
     let (source, entry, width, sizes, cubes) = if tokens == 1 {
         let width = vector_width(&[k]);
         let cubes = [n.div_ceil(THREADS as usize / LANES), batch, 1];
-        (&MATVEC, "matvec", word(width)?, vec![word(n)?, word(k / width)?], cubes)
+        (MATVEC, "matvec", word(width)?, vec![word(n)?, word(k / width)?], cubes)
     } else {
-        (&MATMUL, "matmul", load_width(k)?, vec![word(m)?, word(n)?, word(k)?], tiles(m, n)?)
+        (MATMUL, "matmul", load_width(k)?, vec![word(m)?, word(n)?, word(k)?], tiles(m, n)?)
     };
     Launch {
         source,
@@ -101,7 +102,7 @@ pub(crate) fn conv2d(
     let sizes = sizes.into_iter().chain([top, left, kh, kw, conv.stride, has_bias, added]);
     let params: Vec<u32> = sizes.map(word).collect::<Option<_>>()?;
     Launch {
-        source: &CONV2D,
+        source: CONV2D,
         entry: "conv2d",
         elem: x.dtype(),
         constants: &[("WIDTH", load_width(inputs)?)],

@@ -2,11 +2,11 @@
 
 use burn::tensor::{DType, Tensor};
 
-use super::{Buffer, LANES, Launch, Source, THREADS, elementwise, spread, vector_width, word};
+use super::{Buffer, LANES, Launch, THREADS, elementwise, spread, vector_width, word};
 use crate::ops::Activation;
 
-static LAYER_NORM: Source = Source { wgsl: include_str!("../../../kernels/wgsl/layer_norm.wgsl") };
-static GROUP_NORM: Source = Source { wgsl: include_str!("../../../kernels/wgsl/group_norm.wgsl") };
+const LAYER_NORM: &[&str] = &[include_str!("../../../kernels/wgsl/layer_norm.wgsl")];
+const GROUP_NORM: &[&str] = &[include_str!("../../../kernels/wgsl/group_norm.wgsl")];
 
 pub(crate) fn layer_norm(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f32) -> Option<Tensor<3>> {
     let shape = x.dims();
@@ -17,7 +17,7 @@ pub(crate) fn layer_norm(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps
     let y = x.empty(shape, x.dtype());
     word(rows * channels / width)?;
     Launch {
-        source: &LAYER_NORM,
+        source: LAYER_NORM,
         entry: "layer_norm",
         elem: x.dtype(),
         constants: &[("WIDTH", word(width)?)],
@@ -99,7 +99,7 @@ pub(crate) fn group_norm(
     let launch = |entry, inputs: &[&Buffer], output: &Buffer, cubes| {
         let (outputs, elem) = (&[output], x.dtype());
         Launch {
-            source: &GROUP_NORM,
+            source: GROUP_NORM,
             entry,
             elem,
             constants: &constants,

@@ -2,9 +2,9 @@
 
 use burn::tensor::Tensor;
 
-use super::{Buffer, Launch, Source, elementwise, vector_width, word};
+use super::{Buffer, Launch, elementwise, vector_width, word};
 
-static UPSAMPLE: Source = Source { wgsl: include_str!("../../../kernels/wgsl/upsample_nearest_2x.wgsl") };
+const UPSAMPLE: &[&str] = &[include_str!("../../../kernels/wgsl/upsample_nearest_2x.wgsl")];
 
 pub(crate) fn nearest_2x(x: Tensor<4>) -> Option<Tensor<4>> {
     let [batch, height, width, channels] = x.dims();
@@ -13,7 +13,7 @@ pub(crate) fn nearest_2x(x: Tensor<4>) -> Option<Tensor<4>> {
     let x = Buffer::of(x)?;
     let y = x.empty([batch, 2 * height, 2 * width, channels], x.dtype());
     Launch {
-        source: &UPSAMPLE,
+        source: UPSAMPLE,
         entry: "upsample_nearest_2x",
         elem: x.dtype(),
         constants: &[("WIDTH", word(vector)?)],

@@ -7,6 +7,9 @@ mod definitions;
 #[cfg(feature = "wgpu")]
 #[path = "ops/host.rs"]
 mod host;
+#[cfg(feature = "wgpu")]
+#[path = "common/leave.rs"]
+mod leave;
 
 #[cfg(not(feature = "wgpu"))]
 fn main() {
@@ -34,6 +37,7 @@ mod on_wgpu {
 
     use crate::definitions::{self, On};
     use crate::host::Sums;
+    use crate::leave::leave;
 
     #[derive(Default)]
     struct Names(Mutex<Vec<&'static str>>);
@@ -189,6 +193,6 @@ mod on_wgpu {
         let halves = Trial::test("every_operation_in_f16", || Ok(())).with_ignored_flag(true);
         let lacking = on.as_ref().is_ok_and(|on| !on.dtypes.contains(&DType::F16));
         let halves = lacking.then(|| halves.with_kind("the adapter has no f16"));
-        libtest_mimic::run(&arguments, trials.chain(halves).collect()).exit();
+        leave(&libtest_mimic::run(&arguments, trials.chain(halves).collect()));
     }
 }

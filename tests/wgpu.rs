@@ -2,10 +2,13 @@
 //! every test is reported as ignored, with the reason.
 
 mod common;
+#[path = "common/leave.rs"]
+mod leave;
 
 use aquatint::{DeviceChoice, Error, Generation, Pipeline, Precision, Request, Sampler};
 use common::parity::{self, Limits};
 use common::{Expected, checkpoint, options};
+use leave::leave;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 const LIMITS: Limits = Limits { single: 1e-3, whole: 5e-3 };
@@ -150,5 +153,5 @@ fn main() {
             }
         })
         .collect();
-    libtest_mimic::run(&arguments, trials).exit();
+    leave(&libtest_mimic::run(&arguments, trials));
 }

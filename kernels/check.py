@@ -19,7 +19,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from variants import CUDA, ELEMS, OPERATIONS, label, source
+from variants import CUDA, ELEMS, OPERATIONS, label, planned, source, variant
 
 ARCHITECTURES = ("sm_80", "sm_89", "sm_90a")
 SHARED_LIMIT = 48 * 1024
@@ -134,6 +134,9 @@ def main():
     unlisted = {path.stem for path in CUDA.glob("*.cu")} ^ set(OPERATIONS)
     if unlisted:
         sys.exit(f"cuda/ and variants.py disagree on {sorted(unlisted)}")
+    for call in planned():
+        for plan in call.plans:
+            variant(call, plan)
 
     tools = toolkit()
     nvrtc = Nvrtc(tools)

@@ -1,9 +1,12 @@
 """What the launchers compile: each operation's parts, entries and the constants of its variants."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
-CUDA = Path(__file__).resolve().parent / "cuda"
+HERE = Path(__file__).resolve().parent
+CUDA = HERE / "cuda"
 ELEMS = ("f32", "f16", "bf16")
 
 
@@ -29,10 +32,10 @@ def widths(elem):
 
 
 def layer_norm(elem):
-    """Channels 320, 1280 and the largest; odd ones."""
+    """Channels of the models, a few, and the most that a warp holds."""
     wide = chunk(elem)
-    packs = sorted({-(-channels // (32 * wide)) for channels in (320, 1280, 4096)})
-    return [{"WIDTH": 1, "PACKS": 1}, {"WIDTH": 1, "PACKS": 40}] + [{"WIDTH": wide, "PACKS": n} for n in packs]
+    packs = sorted({-(-channels // (32 * wide)) for channels in (128, 320, 640, 768, 1280, 4096)})
+    return [{"WIDTH": 1, "PACKS": n} for n in (1, 40, 128)] + [{"WIDTH": wide, "PACKS": n} for n in packs]
 
 
 def tiles(elem):
@@ -40,7 +43,8 @@ def tiles(elem):
 
 
 def heads(elem):
-    return [{"HEAD_DIM": dim, "CAUSAL": 0} for dim in (40, 64, 80, 128, 160, 512)] + [{"HEAD_DIM": 64, "CAUSAL": 1}]
+    sizes = (8, 16, 24, 32, 40, 64, 80, 96, 128, 160, 512)
+    return [{"HEAD_DIM": dim, "CAUSAL": causal} for dim in sizes for causal in (0, 1)]
 
 
 GEMM = ("common.cuh", "mma.cuh", "gemm.cuh")
@@ -65,9 +69,25 @@ def source(operation, elem, constants):
     """The text that a launcher hands to the compiler."""
     prelude = [f"#define ELEM_{elem.upper()} 1"]
     prelude += [f"#define {name} {value}" for name, value in constants.items()]
-    parts = [(CUDA / part).read_text() for part in OPERATIONS[operation].parts]
-    return "\n".join(prelude) + "\n" + "\n".join(parts)
+    return "\n".join(prelude) + "\n" + "".join((CUDA / part).read_text() for part in OPERATIONS[operation].parts)
 
 
 def label(constants):
     return " ".join(f"{name}={value}" for name, value in constants.items())
+
+
+def planned(operation=None):
+    """The calls of host/plans.json, an operation's or all of them, with the launches that the crate makes for each."""
+    calls = [SimpleNamespace(**call) for call in json.loads((HERE / "host" / "plans.json").read_text())]
+    found = [call for call in calls if operation in (None, call.operation)]
+    assert found, f"no call of {operation} in host/plans.json"
+    return found
+
+
+def variant(call, plan):
+    """The constants of a launch as they are listed here; its text must be the one that is compiled here."""
+    found = [v for v in OPERATIONS[call.operation].variants(call.elem) if v == plan["constants"]]
+    assert found, f"no variant of {call.operation} {call.elem} is {label(plan['constants'])}"
+    text = plan["prelude"] + "".join((CUDA / part).read_text() for part in plan["parts"])
+    assert text == source(call.operation, call.elem, found[0]), f"another text for {call.operation} {call.elem}"
+    return found[0]

@@ -71,12 +71,10 @@ macro_rules! on_cpu {
 
 /// Runs the kernel for the tensor's GPU, where there is one for the call.
 macro_rules! on_gpu {
-    ($tensor:expr, $kernel:expr) => {
+    ($kernel:expr) => {
         #[cfg(any(feature = "wgpu", feature = "cuda"))]
-        if gpu::holds(&$tensor) {
-            if let Some(y) = $kernel {
-                return y;
-            }
+        if let Some(y) = $kernel {
+            return y;
         }
     };
 }
@@ -100,7 +98,7 @@ pub(crate) fn instruction_set() -> String {
 /// * returns `[batch, tokens, outputs]`
 pub fn linear(x: Tensor<3>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Tensor<3> {
     on_cpu!(x, linear::cpu(x, weight, bias, None));
-    on_gpu!(x, gpu::matmul::linear(x.clone(), weight, bias, None));
+    on_gpu!(gpu::matmul::linear(x.clone(), weight, bias, None));
     linear::reference(x, weight, bias, None)
 }
 
@@ -112,7 +110,7 @@ pub fn linear_add(
     residual: Tensor<3>,
 ) -> Tensor<3> {
     on_cpu!(x, linear::cpu(x, weight, bias, Some(residual)));
-    on_gpu!(x, gpu::matmul::linear(x.clone(), weight, bias, Some(residual.clone())));
+    on_gpu!(gpu::matmul::linear(x.clone(), weight, bias, Some(residual.clone())));
     linear::reference(x, weight, bias, Some(residual))
 }
 
@@ -122,7 +120,7 @@ pub fn linear_add(
 /// * returns `[batch, (height + pads - kh) / stride + 1, (width + pads - kw) / stride + 1, outputs]`
 pub fn conv2d(x: Tensor<4>, weight: &Tensor<4>, bias: Option<&Tensor<1>>, conv: &Conv2d) -> Tensor<4> {
     on_cpu!(x, conv::cpu(x, weight, bias, conv, None));
-    on_gpu!(x, gpu::matmul::conv2d(x.clone(), weight, bias, conv, None));
+    on_gpu!(gpu::conv2d::conv2d(x.clone(), weight, bias, conv, None));
     conv::reference(x, weight, bias, conv, None)
 }
 
@@ -138,7 +136,7 @@ pub fn conv2d_add(
     residual: Tensor<4>,
 ) -> Tensor<4> {
     on_cpu!(x, conv::cpu(x, weight, bias, conv, Some(residual)));
-    on_gpu!(x, gpu::matmul::conv2d(x.clone(), weight, bias, conv, Some(residual.clone())));
+    on_gpu!(gpu::conv2d::conv2d(x.clone(), weight, bias, conv, Some(residual.clone())));
     conv::reference(x, weight, bias, conv, Some(residual))
 }
 
@@ -156,7 +154,7 @@ pub fn group_norm(
     activation: Activation,
 ) -> Tensor<4> {
     on_cpu!(x, norm::group_norm_cpu(x, groups, weight, bias, eps, activation));
-    on_gpu!(x, gpu::norm::group_norm(x.clone(), groups, weight, bias, eps, activation));
+    on_gpu!(gpu::group_norm::group_norm(x.clone(), groups, weight, bias, eps, activation));
     norm::group_norm_reference(x, groups, weight, bias, eps, activation)
 }
 
@@ -165,7 +163,7 @@ pub fn group_norm(
 /// * `x`: `[batch, tokens, channels]`; `weight`, `bias`: `[channels]`
 pub fn layer_norm(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f32) -> Tensor<3> {
     on_cpu!(x, norm::layer_norm_cpu(x, weight, bias, eps));
-    on_gpu!(x, gpu::norm::layer_norm(x.clone(), weight, bias, eps));
+    on_gpu!(gpu::layer_norm::layer_norm(x.clone(), weight, bias, eps));
     norm::layer_norm_reference(x, weight, bias, eps)
 }
 
@@ -176,7 +174,7 @@ pub fn layer_norm(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f32) 
 /// * [`Mask::Causal`] needs `queries == keys`
 pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Mask) -> Tensor<3> {
     on_cpu!(q, attention::cpu(q, k, v, heads, mask));
-    on_gpu!(q, gpu::attention::attention(q.clone(), k.clone(), v.clone(), heads, mask));
+    on_gpu!(gpu::attention::attention(q.clone(), k.clone(), v.clone(), heads, mask));
     attention::reference(q, k, v, heads, mask)
 }
 
@@ -185,28 +183,28 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: M
 /// * `x`: `[batch, tokens, 2 * channels]`; returns `[batch, tokens, channels]`
 pub fn geglu(x: Tensor<3>) -> Tensor<3> {
     on_cpu!(x, activation::geglu_cpu(x));
-    on_gpu!(x, gpu::activation::geglu(x.clone()));
+    on_gpu!(gpu::activation::geglu(x.clone()));
     activation::geglu_reference(x)
 }
 
 /// `x / 2 * (1 + erf(x / sqrt(2)))`.
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     on_cpu!(x, activation::unary_cpu(x, activation::Unary::Gelu));
-    on_gpu!(x, gpu::activation::unary(x.clone(), activation::Unary::Gelu));
+    on_gpu!(gpu::activation::unary(x.clone(), activation::Unary::Gelu));
     activation::unary_reference(x, activation::Unary::Gelu)
 }
 
 /// `x * sigmoid(1.702 x)`, CLIP's activation.
 pub fn quick_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     on_cpu!(x, activation::unary_cpu(x, activation::Unary::QuickGelu));
-    on_gpu!(x, gpu::activation::unary(x.clone(), activation::Unary::QuickGelu));
+    on_gpu!(gpu::activation::unary(x.clone(), activation::Unary::QuickGelu));
     activation::unary_reference(x, activation::Unary::QuickGelu)
 }
 
 /// `x * sigmoid(x)`.
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     on_cpu!(x, activation::unary_cpu(x, activation::Unary::Silu));
-    on_gpu!(x, gpu::activation::unary(x.clone(), activation::Unary::Silu));
+    on_gpu!(gpu::activation::unary(x.clone(), activation::Unary::Silu));
     activation::unary_reference(x, activation::Unary::Silu)
 }
 
@@ -215,7 +213,7 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 /// * `x`: `[batch, height, width, channels]`; returns `[batch, 2 * height, 2 * width, channels]`
 pub fn upsample_nearest_2x(x: Tensor<4>) -> Tensor<4> {
     on_cpu!(x, upsample::cpu(x));
-    on_gpu!(x, gpu::upsample::nearest_2x(x.clone()));
+    on_gpu!(gpu::upsample::nearest_2x(x.clone()));
     upsample::reference(x)
 }
 

@@ -1,31 +1,32 @@
-//! The kernels of `kernels/wgsl` against their definitions, on whatever wgpu adapter there is. Without one every test
-//! is reported as ignored, with the reason.
+//! The kernels of `kernels/` against their definitions: WGSL on whatever wgpu adapter there is, CUDA on an NVIDIA GPU,
+//! where AQUATINT_CUDA_KERNELS is set here. Without a device every test of its kernels is reported as ignored, with the
+//! reason; AQUATINT_REQUIRE_WGPU and AQUATINT_REQUIRE_CUDA make that a failure.
 
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[path = "ops/definitions.rs"]
 mod definitions;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[path = "ops/host.rs"]
 mod host;
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[path = "common/leave.rs"]
 mod leave;
 
-#[cfg(not(feature = "wgpu"))]
+#[cfg(not(any(feature = "wgpu", feature = "cuda")))]
 fn main() {
     let arguments = libtest_mimic::Arguments::from_args();
     let trial = libtest_mimic::Trial::test("every_kernel", || Ok(()));
-    let trial = trial.with_kind("built without the feature wgpu").with_ignored_flag(true);
+    let trial = trial.with_kind("built without the features wgpu and cuda").with_ignored_flag(true);
     libtest_mimic::run(&arguments, vec![trial]).exit();
 }
 
-#[cfg(feature = "wgpu")]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn main() {
-    on_wgpu::main();
+    on_gpu::main();
 }
 
-#[cfg(feature = "wgpu")]
-mod on_wgpu {
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+mod on_gpu {
     use std::panic::catch_unwind;
     use std::sync::{Arc, Mutex};
 
@@ -40,57 +41,83 @@ mod on_wgpu {
     use crate::leave::leave;
 
     #[derive(Default)]
-    struct Names(Mutex<Vec<&'static str>>);
+    struct Seen(Mutex<Vec<&'static str>>);
 
-    impl LaunchObserver for Names {
+    impl LaunchObserver for Seen {
         fn launched(&self, kernel: &'static str) {
             self.0.lock().unwrap().push(kernel);
         }
     }
 
     fn launches(compute: impl FnOnce()) -> Vec<&'static str> {
-        let names = Arc::new(Names::default());
-        let observation = LaunchObservation::new(names.clone());
+        let seen = Arc::new(Seen::default());
+        let observation = LaunchObservation::new(seen.clone());
         compute();
         drop(observation);
-        std::mem::take(&mut *names.0.lock().unwrap())
+        std::mem::take(&mut *seen.0.lock().unwrap())
     }
 
+    /// Without the gaps between rows that burn's CUDA tensors may have, and that a launch of its own takes out.
+    fn dense<const D: usize>(x: Tensor<D>) -> Tensor<D> {
+        ops::silu(x)
+    }
+
+    /// The launches that differ from language to language.
+    struct Names {
+        /// Of a small map and of a large one.
+        group_norm: [&'static [&'static str]; 2],
+        /// A product of one row a picture.
+        one_row: &'static str,
+        /// gelu, quick_gelu and silu.
+        activations: [&'static str; 3],
+    }
+
+    const WGSL: Names = Names {
+        group_norm: [
+            &["group_norm_statistics", "group_norm_apply"],
+            &["group_norm_statistics", "group_norm_combine", "group_norm_apply"],
+        ],
+        one_row: "matvec",
+        activations: ["gelu", "quick_gelu", "silu"],
+    };
+
+    const CUDA: Names = Names {
+        group_norm: [&["group_norm_statistics", "group_norm"]; 2],
+        one_row: "matmul",
+        activations: ["activation"; 3],
+    };
+
     /// A kernel that is passed over would let burn's own operations stand every other test.
-    fn every_operation_launches_its_kernel_and_nothing_else(on: &On) {
+    fn every_operation_launches_its_kernel_and_nothing_else(on: &On, names: &Names) {
         for &dtype in on.dtypes {
             let ones = |count| Tensor::<1>::ones([count], (&on.device, dtype));
-            let (tokens, _) = on.random([2, 5, 24], dtype, 1, 1.0);
-            let (map, _) = on.random([2, 3, 5, 24], dtype, 2, 1.0);
-            let (large, _) = on.random([1, 40, 40, 24], dtype, 3, 1.0);
+            let tokens = dense(on.random([2, 5, 24], dtype, 1, 1.0).0);
+            let map = dense(on.random([2, 3, 5, 24], dtype, 2, 1.0).0);
+            let large = dense(on.random([1, 40, 40, 24], dtype, 3, 1.0).0);
             let (affine, eps) = (ones(24), 1e-5);
             let group_norm =
                 |x: &Tensor<4>| ops::group_norm(x.clone(), 4, &affine, &affine, eps, Activation::Silu);
             let found = launches(|| drop(ops::layer_norm(tokens.clone(), &affine, &affine, eps)));
             assert_eq!(found, ["layer_norm"]);
-            let found = launches(|| drop(group_norm(&map)));
-            assert_eq!(found, ["group_norm_statistics", "group_norm_apply"]);
-            let found = launches(|| drop(group_norm(&large)));
-            assert_eq!(found, ["group_norm_statistics", "group_norm_combine", "group_norm_apply"]);
-            let (weight, _) = on.random([40, 24], dtype, 4, 1.0);
-            let (kernel, _) = on.random([32, 3, 3, 24], dtype, 5, 1.0);
-            let token = tokens.clone().narrow(1, 2, 1);
-            assert_eq!(
-                launches(|| drop(ops::linear(token.clone().reshape([2, 1, 24]), &weight, None))).last(),
-                Some(&"matvec")
-            );
+            assert_eq!(launches(|| drop(group_norm(&map))), names.group_norm[0]);
+            assert_eq!(launches(|| drop(group_norm(&large))), names.group_norm[1]);
+            let weight = dense(on.random([40, 24], dtype, 4, 1.0).0);
+            let kernel = dense(on.random([32, 3, 3, 24], dtype, 5, 1.0).0);
+            let token = dense(tokens.clone().narrow(1, 2, 1));
+            assert_eq!(launches(|| drop(ops::linear(token.clone(), &weight, None))), [names.one_row]);
             let walk = Conv2d { stride: 1, padding: [1; 4] };
             assert_eq!(launches(|| drop(ops::linear(tokens.clone(), &weight, None))), ["matmul"]);
             assert_eq!(launches(|| drop(ops::conv2d(map.clone(), &kernel, None, &walk))), ["conv2d"]);
-            for head_dim in [16, 40, 64, 80, 128, 160, 512] {
-                let (q, _) = on.random([1, 3, 2 * head_dim], dtype, 6, 1.0);
+            for head_dim in [8, 16, 24, 32, 40, 64, 80, 96, 128, 160, 512] {
+                let q = dense(on.random([1, 3, 2 * head_dim], dtype, 6, 1.0).0);
                 let attention = || drop(ops::attention(q.clone(), q.clone(), q.clone(), 2, Mask::None));
                 assert_eq!(launches(attention), ["attention"]);
             }
             assert_eq!(launches(|| drop(ops::geglu(tokens.clone()))), ["geglu"]);
-            assert_eq!(launches(|| drop(ops::gelu(tokens.clone()))), ["gelu"]);
-            assert_eq!(launches(|| drop(ops::quick_gelu(tokens.clone()))), ["quick_gelu"]);
-            assert_eq!(launches(|| drop(ops::silu(tokens.clone()))), ["silu"]);
+            let [gelu, quick_gelu, silu] = names.activations;
+            assert_eq!(launches(|| drop(ops::gelu(tokens.clone()))), [gelu]);
+            assert_eq!(launches(|| drop(ops::quick_gelu(tokens.clone()))), [quick_gelu]);
+            assert_eq!(launches(|| drop(ops::silu(tokens.clone()))), [silu]);
             assert_eq!(launches(|| drop(ops::upsample_nearest_2x(map.clone()))), ["upsample_nearest_2x"]);
         }
     }
@@ -125,16 +152,12 @@ mod on_wgpu {
         );
     }
 
-    /// Launches of that step with every operation in its reference form, counted the same way on 2026-11-25.
+    /// Launches of that step with every operation in its reference form, counted the same way on wgpu on 2026-11-25.
     const BURNS_LAUNCHES: usize = 660;
 
     type Test = fn(&On);
 
     const TESTS: &[(&str, Test)] = &[
-        (
-            "every_operation_launches_its_kernel_and_nothing_else",
-            every_operation_launches_its_kernel_and_nothing_else,
-        ),
         (
             "a_denoising_step_takes_half_as_many_launches_as_burns_own_operations",
             a_denoising_step_takes_half_as_many_launches_as_burns_own_operations,
@@ -160,39 +183,116 @@ mod on_wgpu {
         ("a_row_has_the_same_bits_in_any_batch", definitions::a_row_has_the_same_bits_in_any_batch),
     ];
 
-    /// The first adapter, hardware or not; or why there is none.
-    fn open() -> Result<On, String> {
-        let devices = catch_unwind(|| Device::enumerate(DeviceType::Wgpu).into_vec());
-        let device = devices.ok().and_then(|devices| devices.into_iter().next()).ok_or("no wgpu adapter")?;
-        let halves = device.supports_dtype(DType::F16);
-        let dtypes: &[DType] = if halves { &[DType::F32, DType::F16] } else { &[DType::F32] };
-        Ok(On { device, dtypes, slack: 4.0, sums: Sums::F32 })
+    /// The kernels of one language, on the first device that runs them.
+    struct Backend {
+        name: &'static str,
+        names: &'static Names,
+        /// Every one that the kernels are written for.
+        dtypes: &'static [DType],
+        on: Result<On, String>,
     }
 
+    /// Hardware or not.
+    #[cfg(feature = "wgpu")]
+    fn wgpu(dtypes: &'static [DType]) -> Result<On, String> {
+        open(DeviceType::Wgpu, "no wgpu adapter", dtypes, false)
+    }
+
+    #[cfg(not(feature = "wgpu"))]
+    fn wgpu(_: &'static [DType]) -> Result<On, String> {
+        Err("built without the feature wgpu".to_owned())
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(dtypes: &'static [DType]) -> Result<On, String> {
+        open(DeviceType::Cuda, "no CUDA device", dtypes, true)
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    fn cuda(_: &'static [DType]) -> Result<On, String> {
+        Err("built without the feature cuda".to_owned())
+    }
+
+    /// The first device of a kind, and those of `dtypes`, f32 first, that it has.
+    fn open(
+        kind: DeviceType,
+        none: &str,
+        dtypes: &'static [DType],
+        rounds_weights: bool,
+    ) -> Result<On, String> {
+        let devices = catch_unwind(|| Device::enumerate(kind).into_vec());
+        let device = devices.ok().and_then(|devices| devices.into_iter().next()).ok_or(none)?;
+        let has = dtypes.iter().take_while(|&&dtype| device.supports_dtype(dtype)).count();
+        Ok(On { device, dtypes: &dtypes[..has], slack: 4.0, sums: Sums::F32, rounds_weights })
+    }
+
+    fn trials(backend: &Backend) -> Vec<Trial> {
+        let prefix = backend.name;
+        let on = match &backend.on {
+            Ok(on) => on,
+            Err(reason) => {
+                let names = TESTS.iter().map(|&(name, _)| name).chain([LAUNCHES]);
+                let ignored = names.map(|name| Trial::test(format!("{prefix}::{name}"), || Ok(())));
+                return ignored
+                    .map(|trial| trial.with_kind(reason.clone()).with_ignored_flag(true))
+                    .collect();
+            }
+        };
+        let run = |name, test: Box<dyn Fn(&On) + Send>| {
+            let on = on.clone();
+            Trial::test(format!("{prefix}::{name}"), move || {
+                test(&on);
+                Ok::<(), Failed>(())
+            })
+        };
+        let names = backend.names;
+        let launches = move |on: &On| every_operation_launches_its_kernel_and_nothing_else(on, names);
+        let tests = TESTS.iter().map(|&(name, test)| run(name, Box::new(test)));
+        // What a device lacks of every test is named as left out.
+        let lacking = backend.dtypes.iter().skip(on.dtypes.len()).map(|dtype| {
+            let name = format!("{prefix}::every_operation_in_{dtype:?}").to_lowercase();
+            Trial::test(name, || Ok(())).with_kind("the device lacks the type").with_ignored_flag(true)
+        });
+        tests.chain([run(LAUNCHES, Box::new(launches))]).chain(lacking).collect()
+    }
+
+    const LAUNCHES: &str = "every_operation_launches_its_kernel_and_nothing_else";
+
     pub(crate) fn main() {
+        // No other thread is there yet that could read it.
+        #[cfg(feature = "cuda")]
+        #[allow(unsafe_code, reason = "the library reads this when the first operation is computed")]
+        unsafe {
+            std::env::set_var("AQUATINT_CUDA_KERNELS", "1");
+        }
         let mut arguments = Arguments::from_args();
         // Launches are counted for the whole process.
         arguments.test_threads = Some(1);
-        let on = if arguments.list { Err("not opened".to_owned()) } else { open() };
-        // Where an adapter must be there, its absence is a failure.
-        if let (Err(reason), false, Ok(_)) = (&on, arguments.list, std::env::var("AQUATINT_REQUIRE_WGPU")) {
-            eprintln!("wgpu is required here: {reason}");
-            std::process::exit(1);
-        }
-        let trials = TESTS.iter().map(|&(name, test)| match &on {
-            Ok(on) => {
-                let on = on.clone();
-                Trial::test(name, move || {
-                    test(&on);
-                    Ok::<(), Failed>(())
-                })
+        let listed = || Err("not opened".to_owned());
+        let halves: &[DType] = &[DType::F32, DType::F16];
+        let all: &[DType] = &[DType::F32, DType::F16, DType::BF16];
+        let backends = [
+            Backend {
+                name: "wgpu",
+                names: &WGSL,
+                dtypes: halves,
+                on: if arguments.list { listed() } else { wgpu(halves) },
+            },
+            Backend {
+                name: "cuda",
+                names: &CUDA,
+                dtypes: all,
+                on: if arguments.list { listed() } else { cuda(all) },
+            },
+        ];
+        for Backend { name, on, .. } in &backends {
+            // Where a device must be there, its absence is a failure.
+            let required = std::env::var_os(format!("AQUATINT_REQUIRE_{}", name.to_uppercase()));
+            if let (Err(reason), false, Some(_)) = (on, arguments.list, required) {
+                eprintln!("{name} is required here: {reason}");
+                std::process::exit(1);
             }
-            Err(reason) => Trial::test(name, || Ok(())).with_kind(reason.clone()).with_ignored_flag(true),
-        });
-        // Where the adapter lacks f16, that half of every test is named as left out.
-        let halves = Trial::test("every_operation_in_f16", || Ok(())).with_ignored_flag(true);
-        let lacking = on.as_ref().is_ok_and(|on| !on.dtypes.contains(&DType::F16));
-        let halves = lacking.then(|| halves.with_kind("the adapter has no f16"));
-        leave(&libtest_mimic::run(&arguments, trials.chain(halves).collect()));
+        }
+        leave(&libtest_mimic::run(&arguments, backends.iter().flat_map(trials).collect()));
     }
 }

@@ -13,7 +13,13 @@ use definitions::{On, bits, read};
 use host::Sums;
 
 fn cpu() -> On {
-    On { device: Device::flex(), dtypes: &[DType::F32, DType::F16, DType::BF16], slack: 1.0, sums: Sums::F64 }
+    On {
+        device: Device::flex(),
+        dtypes: &[DType::F32, DType::F16, DType::BF16],
+        slack: 1.0,
+        sums: Sums::F64,
+        rounds_weights: false,
+    }
 }
 
 #[test]

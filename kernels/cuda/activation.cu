@@ -7,8 +7,8 @@
 // launch: 256 threads, ceil(elements / WIDTH / 256) blocks
 // limits: elements / WIDTH < 2^32 - 256
 // parameters: u32 packs (elements / WIDTH), u32 activation
-// reference: ops::activation::unary_reference; proof: ../host/cases/pointwise.py
-// Has never run on a GPU.
+// reference: ops::activation::unary_reference; proof: ../host/cases/pointwise.py; test: tests/kernels.rs
+// Has never run on a GPU; launched where the environment has AQUATINT_CUDA_KERNELS=1 alone.
 
 #define THREADS 256
 

@@ -10,14 +10,15 @@
 //   each, and add up their scores in a fixed order.
 // f32: 4 threads share a query, 16 at HEAD_DIM 512, by fused multiply-adds (tf32 would lose digits).
 // parts: common.cuh, mma.cuh, this file
-// constants: HEAD_DIM, 40, 64, 80, 128, 160 or 512; CAUSAL, 1 where a query sees the keys up to its own place, else 0
+// constants: HEAD_DIM, 8, 16, 24, 32, 40, 64, 80, 96, 128, 160 or 512; CAUSAL, 1 where a query sees the keys up to
+//   its own place, else 0
 // launch: THREADS threads, batch * heads * ceil(queries / QUERIES) blocks
 //   f16, bf16: THREADS 128, QUERIES 64; at HEAD_DIM 512 256 and 32
 //   f32: THREADS 128, QUERIES 32; at HEAD_DIM 512 128 and 8
 // limits: keys >= 1; buffers start at multiples of 16 bytes; queries, keys < 2^31; fewer than 2^31 blocks
 // parameters: u32 queries, u32 keys, u32 heads, float scale
-// reference: ops::attention::reference; proof: ../host/cases/attention.py
-// Has never run on a GPU.
+// reference: ops::attention::reference; proof: ../host/cases/attention.py; test: tests/kernels.rs
+// Has never run on a GPU; launched where the environment has AQUATINT_CUDA_KERNELS=1 alone.
 
 struct Params {
   u32 queries;

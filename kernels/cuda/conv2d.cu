@@ -18,8 +18,8 @@
 //   stride, top, left (the zeros before the first row and column; those behind follow from the output's size),
 //   has_bias, residual (0 none, 1 y's shape, 2 one vector a picture). Where there is none, its buffer is not read:
 //   any will do.
-// reference: ops::conv::reference; proof: ../host/cases/conv2d.py
-// Has never run on a GPU.
+// reference: ops::conv::reference; proof: ../host/cases/conv2d.py; test: tests/kernels.rs
+// Has never run on a GPU; launched where the environment has AQUATINT_CUDA_KERNELS=1 alone.
 
 struct Params {
   u32 batch, height, width, inputs;

@@ -6,8 +6,8 @@
 // launch: 256 threads, ceil(rows * channels / WIDTH / 256) blocks
 // limits: rows * channels / WIDTH < 2^32 - 256
 // parameters: u32 packs (rows * channels / WIDTH), u32 row_packs (channels / WIDTH)
-// reference: ops::activation::geglu_reference; proof: ../host/cases/pointwise.py
-// Has never run on a GPU.
+// reference: ops::activation::geglu_reference; proof: ../host/cases/pointwise.py; test: tests/kernels.rs
+// Has never run on a GPU; launched where the environment has AQUATINT_CUDA_KERNELS=1 alone.
 
 #define THREADS 256
 

@@ -17,8 +17,8 @@
 //   batch * slices * tiles < 2^31; slice_pixels * channels / groups < 2^24
 // parameters: u32 pixels, u32 channels, u32 groups, u32 tile_groups, u32 slice_pixels, u32 slices, float eps,
 //   u32 activation (0 nothing, 3 silu)
-// reference: ops::norm::group_norm_reference; proof: ../host/cases/norm.py
-// Has never run on a GPU.
+// reference: ops::norm::group_norm_reference; proof: ../host/cases/norm.py; test: tests/kernels.rs
+// Has never run on a GPU; launched where the environment has AQUATINT_CUDA_KERNELS=1 alone.
 
 #define THREADS 256
 #define WARPS (THREADS / 32)
@@ -172,8 +172,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS)
-    group_norm(const elem* __restrict__ x, const elem* __restrict__ weight, const elem* __restrict__ bias,
-               const float* __restrict__ partial, elem* __restrict__ y, const __grid_constant__ Params params) {
+    group_norm(const elem* __restrict__ x, const float* __restrict__ partial, const elem* __restrict__ weight,
+               const elem* __restrict__ bias, elem* __restrict__ y, const __grid_constant__ Params params) {
   // A tile has at most as many groups as packs have elements in all.
   __shared__ float means[THREADS * WIDTH];
   __shared__ float factors[THREADS * WIDTH];

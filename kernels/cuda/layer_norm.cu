@@ -8,8 +8,8 @@
 // launch: 128 threads, ceil(rows / 4) blocks
 // limits: PACKS * WIDTH <= 128, so channels <= 4096 at WIDTH = CHUNK in every dtype; rows < 2^32 - 4
 // parameters: u32 rows, u32 channels, float eps, u32 padding
-// reference: ops::norm::layer_norm_reference; proof: ../host/cases/norm.py
-// Has never run on a GPU.
+// reference: ops::norm::layer_norm_reference; proof: ../host/cases/norm.py; test: tests/kernels.rs
+// Has never run on a GPU; launched where the environment has AQUATINT_CUDA_KERNELS=1 alone.
 
 #define THREADS 128
 #define WARPS (THREADS / 32)

@@ -9,8 +9,8 @@
 // limits: buffers start at multiples of 16 bytes; rows, outputs, inputs < 2^32 - 128; fewer than 2^31 blocks
 // parameters: u32 rows, u32 outputs, u32 inputs, u32 activation (0 nothing, 1 gelu, 2 quick_gelu, 3 silu),
 //   u32 has_bias, u32 has_residual. Where there is none, its buffer is not read: any will do.
-// reference: ops::linear::reference; proof: ../host/cases/matmul.py
-// Has never run on a GPU.
+// reference: ops::linear::reference; proof: ../host/cases/matmul.py; test: tests/kernels.rs
+// Has never run on a GPU; launched where the environment has AQUATINT_CUDA_KERNELS=1 alone.
 
 struct Params {
   u32 rows;

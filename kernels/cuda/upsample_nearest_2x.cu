@@ -5,16 +5,16 @@
 //   of it and the buffers start at multiples of 16 bytes
 // launch: 256 threads, ceil(batch * height * width * channels / WIDTH / 256) blocks
 // limits: batch * height * width * channels / WIDTH < 2^32 - 256; y may be larger
-// parameters: u32 packs (elements of x / WIDTH), u32 pixel_packs (channels / WIDTH), u32 width, u32 padding
-// reference: ops::upsample::reference; proof: ../host/cases/pointwise.py
-// Has never run on a GPU.
+// parameters: u32 packs (elements of x / WIDTH), u32 width, u32 pixel_packs (channels / WIDTH), u32 padding
+// reference: ops::upsample::reference; proof: ../host/cases/pointwise.py; test: tests/kernels.rs
+// Has never run on a GPU; launched where the environment has AQUATINT_CUDA_KERNELS=1 alone.
 
 #define THREADS 256
 
 struct Params {
   u32 packs;
-  u32 pixel_packs;
   u32 width;
+  u32 pixel_packs;
   u32 padding;
 };
 

@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import mmap
+import struct
 import subprocess
 import sys
 import tempfile
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from variants import OPERATIONS, source  # noqa: E402
+from variants import OPERATIONS, source, variant  # noqa: E402
 
 DEVICE = Path(__file__).resolve().parent / "device.hpp"
 SHARED_LIMIT = 48 * 1024
@@ -39,6 +40,7 @@ def library(operation, elem, constants):
     text += (
         'extern "C" unsigned shared_bytes() { return __stop_device_shared - __start_device_shared; }\n'
         'extern "C" unsigned params_bytes() { return sizeof(Params); }\n'
+        'extern "C" unsigned block_threads() { return THREADS; }\n'
     )
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     if name not in loaded:
@@ -95,6 +97,7 @@ def run(operation, elem, constants, entry, arrays, outputs, params, blocks, thre
     code = library(operation, elem, constants)
     assert code.shared_bytes() <= SHARED_LIMIT, f"{code.shared_bytes()} bytes of shared memory"
     assert code.params_bytes() == len(params) and len(params) % 8 == 0, "the parameters' size"
+    assert code.block_threads() == threads, "the threads of a block"
     agreed = None
     for order, late in schedules:
         buffers = [Buffer(np.ascontiguousarray(array)) for array in arrays]
@@ -117,6 +120,20 @@ def run(operation, elem, constants, entry, arrays, outputs, params, blocks, thre
         for a, b in zip(agreed, found):
             assert a.tobytes() == b.tobytes(), f"the schedule ({order}, {late}) changes bits"
     return agreed
+
+
+def launch(call, plan, arrays, outputs, params=None, schedules=SCHEDULES):
+    """Runs a launch that the crate has planned, under every schedule.
+
+    * `params`: words in the place of the plan's
+    """
+    constants = variant(call, plan)
+    assert plan["blocks"][1:] == [1, 1], "blocks in one direction"
+    words = plan["params"] if params is None else params
+    return run(
+        call.operation, call.elem, constants, plan["entry"], arrays, outputs,
+        struct.pack(f"<{len(words)}I", *words), plan["blocks"][0], plan["threads"], schedules,
+    )
 
 
 def store(values, elem):

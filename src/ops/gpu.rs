@@ -2,15 +2,25 @@
 //!
 //! One source an operation and language; what a call's shapes decide is passed at run time, what changes the code
 //! (dtype, vector width, head size) is put before the source as constants. Buffers are dense and row-major.
+//! Each operation has a pure function from shapes and a [`Target`] to a [`Plan`], and one that hands the plan
+//! and the tensors' buffers to the device.
+//!
+//! The CUDA kernels have never run on a GPU: they are left alone, and burn's own operations run, unless the
+//! environment has `AQUATINT_CUDA_KERNELS=1` when the first operation on CUDA is computed.
 
 pub(crate) mod activation;
 pub(crate) mod attention;
+pub(crate) mod conv2d;
+pub(crate) mod group_norm;
+pub(crate) mod layer_norm;
 pub(crate) mod matmul;
-pub(crate) mod norm;
+pub(crate) mod plan;
+#[cfg(test)]
+mod proof;
 pub(crate) mod upsample;
 
 use std::any::Any;
-use std::fmt::Write as _;
+use std::sync::LazyLock;
 
 use burn::backend::{BackendTypes, DispatchDevice};
 use burn::tensor::{DType, Shape, Tensor};
@@ -24,28 +34,41 @@ use cubecl::prelude::*;
 use cubecl::server::{KernelArguments, MetadataBindingInfo};
 use cubecl::{CubeKernel, PrecompiledSource};
 
-/// Threads of a workgroup, for kernels that name no other number of their own.
-pub(crate) const THREADS: u32 = 128;
+use plan::{Language, Plan, Source, Target};
 
-/// cubecl's name of the runtime that takes WGSL: with burn's `vulkan` or `metal`, wgpu compiles to others.
-const RUNTIME: &str = "wgpu<wgsl>";
+/// Whether CUDA kernels are launched.
+static CUDA_KERNELS: LazyLock<bool> =
+    LazyLock::new(|| std::env::var_os("AQUATINT_CUDA_KERNELS").is_some_and(|value| value == "1"));
 
-/// Threads that share a row in `layer_norm.wgsl`, an output in `matvec.wgsl`.
-const LANES: usize = 32;
+impl Target {
+    /// `None` where `x` lives on a device, or in a dtype, that no kernel is written for.
+    pub(crate) fn of<const D: usize>(x: &Tensor<D>) -> Option<Self> {
+        // Where an application turns burn's fusion on, tensors are promises that its own compiler has to keep.
+        let plain =
+            <dyn Any>::is::<Option<CubeTensor>>(&None::<<Cube as BackendTypes>::FloatTensorPrimitive>);
+        let language = match x.device().as_dispatch() {
+            DispatchDevice::Cube(CubeDevice::Wgpu(_)) => Language::Wgsl,
+            DispatchDevice::Cube(CubeDevice::Cuda(_)) if *CUDA_KERNELS => Language::Cuda,
+            _ => return None,
+        };
+        let elem = x.dtype();
+        let written = match elem {
+            DType::F32 | DType::F16 => true,
+            DType::BF16 => language == Language::Cuda,
+            _ => false,
+        };
+        (plain && written).then_some(Self { language, elem })
+    }
+}
 
-/// What wgpu allows in each direction of a grid.
-const MOST_CUBES: usize = 65_535;
-
-/// Whether `x` lives on a device, in a dtype, that the kernels are written for.
-pub(crate) fn holds<const D: usize>(x: &Tensor<D>) -> bool {
-    // Where an application turns burn's fusion on, tensors are promises that its own compiler has to keep.
-    let plain = <dyn Any>::is::<Option<CubeTensor>>(&None::<<Cube as BackendTypes>::FloatTensorPrimitive>);
-    let wgpu = match x.device().as_dispatch() {
-        DispatchDevice::Cube(device) => matches!(device, CubeDevice::Wgpu(_)),
-        #[allow(unreachable_patterns, reason = "with one backend there is no other")]
-        _ => false,
-    };
-    plain && wgpu && matches!(x.dtype(), DType::F32 | DType::F16)
+/// Whether the runtime behind `client` takes the kernels of a language.
+fn takes(client: &Client, language: Language) -> bool {
+    match language {
+        // With burn's `vulkan` or `metal`, wgpu compiles to others.
+        Language::Wgsl => client.name() == "wgpu<wgsl>",
+        // The kernels are written for sm_80 and later, which brought asynchronous copies.
+        Language::Cuda => client.name() == "cuda" && client.properties().features.copy_async,
+    }
 }
 
 /// A tensor's dense elements on the device.
@@ -53,11 +76,11 @@ pub(crate) fn holds<const D: usize>(x: &Tensor<D>) -> bool {
 pub(crate) struct Buffer(CubeTensor);
 
 impl Buffer {
-    /// `None` where [`holds`] is false, or where the runtime takes another language.
-    pub(crate) fn of<const D: usize>(x: Tensor<D>) -> Option<Self> {
+    /// `None` where the device does not take `target`'s language.
+    pub(crate) fn of<const D: usize>(x: Tensor<D>, target: Target) -> Option<Self> {
         let tensor: Box<dyn Any> = Box::new(x.try_into_primitive::<Cube>().ok()?);
-        let tensor = tensor.downcast::<CubeTensor>().ok().filter(|tensor| tensor.client.name() == RUNTIME)?;
-        Some(Self(into_contiguous(*tensor)))
+        let tensor = tensor.downcast::<CubeTensor>().ok()?;
+        takes(&tensor.client, target.language).then(|| Self(into_contiguous(*tensor)))
     }
 
     /// Not written yet, on the same device.
@@ -71,127 +94,52 @@ impl Buffer {
         let tensor: Box<dyn Any> = Box::new(self.0);
         tensor.downcast().ok().map(|primitive| Tensor::from_primitive::<Cube>(*primitive))
     }
-
-    pub(crate) fn dtype(&self) -> DType {
-        self.0.dtype
-    }
 }
 
-/// The widest vector that divides every one of `sizes`.
-pub(crate) fn vector_width(sizes: &[usize]) -> usize {
-    [4, 2].into_iter().find(|width| sizes.iter().all(|size| size % width == 0)).unwrap_or(1)
-}
-
-/// Vectors that a thread of an element-wise kernel writes.
-const ITEMS: usize = 4;
-
-/// A grid of enough workgroups for `count` vectors of an element-wise kernel.
-pub(crate) fn elementwise(count: usize) -> Option<[usize; 3]> {
-    spread(count.div_ceil(THREADS as usize * ITEMS))
-}
-
-/// A grid of at least `count` workgroups, whose kernel passes over those beyond.
-pub(crate) fn spread(count: usize) -> Option<[usize; 3]> {
-    let rows = count.div_ceil(MOST_CUBES).max(1);
-    (rows <= MOST_CUBES).then(|| [count.div_ceil(rows), rows, 1])
-}
-
-/// One launch.
-pub(crate) struct Launch<'a> {
-    /// The files that make up the text, in their order.
-    pub(crate) source: &'static [&'static str],
-    /// Also the launch's name in profiles.
-    pub(crate) entry: &'static str,
-    /// The dtype of what the kernel calls `elem`.
-    pub(crate) elem: DType,
-    /// Put before the source as `const NAME: u32`.
-    pub(crate) constants: &'a [(&'static str, u32)],
-    pub(crate) inputs: &'a [&'a Buffer],
-    pub(crate) outputs: &'a [&'a Buffer],
-    /// The fields of the kernel's `Params`; floats by their bits.
-    pub(crate) params: &'a [u32],
-    pub(crate) cubes: [usize; 3],
-}
-
-impl Launch<'_> {
-    /// `None` where sizes pass what a grid or a parameter can say; nothing is launched then.
-    pub(crate) fn run(self) -> Option<()> {
-        let [x, y, z] = self.cubes;
-        if self.cubes.iter().any(|&cubes| cubes > MOST_CUBES) {
-            return None;
-        }
-        let count = CubeCount::Static(x as u32, y as u32, z as u32);
-        if x * y * z == 0 {
+impl Plan {
+    /// Hands the launch to the device of `outputs`. Buffers stand in the order of the kernel's parameters, inputs
+    /// before outputs; nothing is launched for an empty grid.
+    pub(crate) fn launch(&self, inputs: &[&Buffer], outputs: &[&Buffer]) -> Option<()> {
+        let [x, y, z] = self.grid.blocks;
+        if x == 0 || y == 0 || z == 0 {
             return Some(());
         }
-        let client = self.outputs.first()?.0.client.clone();
+        let client = outputs.first()?.0.client.clone();
         let mut arguments = KernelArguments::new();
-        for (buffers, io) in [(self.inputs, BufferIOAttr::ReadOnly), (self.outputs, BufferIOAttr::WriteOnly)]
-        {
+        for (buffers, io) in [(inputs, BufferIOAttr::ReadOnly), (outputs, BufferIOAttr::WriteOnly)] {
             for buffer in buffers {
                 arguments = arguments.with_buffer_io(buffer.0.handle.clone().binding(), io);
             }
         }
-        let words = self.params.chunks(2);
-        let words = words.map(|pair| pair.iter().rev().fold(0, |word, &half| (word << 32) | u64::from(half)));
-        arguments = arguments.with_info(MetadataBindingInfo::custom(words.collect()));
+        let words = self.words();
+        arguments = arguments.with_info(match self.target.language {
+            Language::Wgsl => MetadataBindingInfo::custom(words),
+            // By value after the buffers. What lies behind the offset would come as one buffer more, before it.
+            Language::Cuda => {
+                let all = words.len();
+                MetadataBindingInfo::new(words, all)
+            }
+        });
         let kernel = Kernel {
+            language: self.target.language,
+            prelude: self.prelude(),
             source: self.source,
             entry: self.entry,
-            elem: self.elem,
-            constants: self.constants.to_vec(),
+            threads: self.grid.threads,
         };
-        client.launch(Box::new(kernel), count, arguments);
+        client.launch(Box::new(kernel), CubeCount::Static(x, y, z), arguments);
         Some(())
     }
-}
-
-/// A parameter of [`Launch::params`]; `None` where it does not fit.
-pub(crate) fn word(value: usize) -> Option<u32> {
-    // Kernels count in i32 where a difference may be negative.
-    u32::try_from(value).ok().filter(|&value| value <= i32::MAX as u32)
 }
 
 /// A source with what is put before it.
 #[derive(Debug)]
 struct Kernel {
-    source: &'static [&'static str],
+    language: Language,
+    prelude: String,
+    source: Source,
     entry: &'static str,
-    elem: DType,
-    constants: Vec<(&'static str, u32)>,
-}
-
-impl Kernel {
-    fn text(&self) -> String {
-        let (extension, elem) = match self.elem {
-            DType::F16 => ("enable f16;\n", "f16"),
-            _ => ("", "f32"),
-        };
-        let mut text = format!("{extension}alias elem = {elem};\nconst THREADS: u32 = {THREADS}u;\n");
-        for (name, value) in &self.constants {
-            // Writing to a string cannot fail.
-            let _ = writeln!(text, "const {name}: u32 = {value}u;");
-            if *name == "WIDTH" {
-                text.push_str(vectors(*value));
-            }
-        }
-        text + &self.source.concat()
-    }
-}
-
-/// Vectors of `elem` and of f32, and the sum over one.
-fn vectors(width: u32) -> &'static str {
-    match width {
-        4 => {
-            "alias elems = vec4<elem>;\nalias floats = vec4<f32>;\n\
-             fn across(v: floats) -> f32 { return (v.x + v.y) + (v.z + v.w); }\n"
-        }
-        2 => {
-            "alias elems = vec2<elem>;\nalias floats = vec2<f32>;\n\
-             fn across(v: floats) -> f32 { return v.x + v.y; }\n"
-        }
-        _ => "alias elems = elem;\nalias floats = f32;\nfn across(v: floats) -> f32 { return v; }\n",
-    }
+    threads: u32,
 }
 
 impl KernelMetadata for Kernel {
@@ -200,11 +148,11 @@ impl KernelMetadata for Kernel {
     }
 
     fn id(&self) -> KernelId {
-        KernelId::new::<Self>().cube_dim(CubeDim::new_1d(THREADS).0).mode(ExecutionMode::Unchecked).info((
-            self.entry,
-            self.elem,
-            self.constants.clone(),
-        ))
+        // Compiled kernels are kept by this, on disk as well: it stands for the whole text.
+        KernelId::new::<Self>()
+            .cube_dim(CubeDim::new_1d(self.threads).0)
+            .mode(ExecutionMode::Unchecked)
+            .info((self.entry, self.prelude.clone(), self.source.fingerprint))
     }
 
     fn address_type(&self) -> ElemType {
@@ -214,13 +162,20 @@ impl KernelMetadata for Kernel {
 
 impl CubeKernel for Kernel {
     fn define(&self) -> KernelDefinition {
-        let settings =
-            KernelSettings::new(CubeDim::new_1d(THREADS).0, ExecutionMode::Unchecked, AddressType::U32);
+        let threads = CubeDim::new_1d(self.threads).0;
+        let settings = KernelSettings::new(threads, ExecutionMode::Unchecked, AddressType::U32);
         KernelDefinition { body: Scope::root(settings.clone()), settings, info: Info::default() }
     }
 
     fn source(&self) -> Option<PrecompiledSource> {
-        let entrypoint_name = self.entry.to_owned();
-        Some(PrecompiledSource { source: self.text(), entrypoint_name, lang: "wgsl" })
+        let parts = self.source.parts.iter().map(|&(_, text)| text);
+        Some(PrecompiledSource {
+            source: std::iter::once(self.prelude.as_str()).chain(parts).collect(),
+            entrypoint_name: self.entry.to_owned(),
+            lang: match self.language {
+                Language::Wgsl => "wgsl",
+                Language::Cuda => "cuda",
+            },
+        })
     }
 }

@@ -1,21 +1,12 @@
 """attention against f64."""
 
-import struct
-
 import numpy as np
 
-from harness import close, dtype, run, store, values
-from variants import ELEMS
+from harness import close, dtype, launch, store, values
+from variants import planned
 
 # The exponentials are rounded to the element type before they meet v, in f16 and bf16.
 WEIGHTS = {"f32": 2.0**-22, "f16": 2.0**-11, "bf16": 2.0**-8}
-
-
-def launch_size(elem, head_dim):
-    """QUERIES and THREADS of attention.cu."""
-    if elem == "f32":
-        return (8 if head_dim == 512 else 32), 128
-    return (32, 256) if head_dim == 512 else (64, 128)
 
 
 def softmax(scores):
@@ -23,32 +14,28 @@ def softmax(scores):
     return weights / weights.sum(-1, keepdims=True)
 
 
-def attention(elem, batch, queries, keys, heads, head_dim, causal, outliers):
+def attention(call):
+    elem, batch, queries, keys = call.elem, call.batch, call.queries, call.keys
+    heads, head_dim = call.heads, call.head_dim
     rng = np.random.default_rng(queries + keys + head_dim)
     channels = heads * head_dim
     q, k, v = (rng.normal(0, 1, (batch, rows, channels)) for rows in (queries, keys, keys))
-    if outliers:
+    if call.outliers:
         # One query that sees a single key, one value that dominates, scores far from zero.
         q.reshape(-1)[0] = 1e4
         v.reshape(-1)[-1] = 1e4
         k += 3.0
     q, k, v = (store(a, elem) for a in (q, k, v))
     scale = float(np.float32(head_dim**-0.5))
-    tile, threads = launch_size(elem, head_dim)
-    constants = {"HEAD_DIM": head_dim, "CAUSAL": causal}
 
-    def launch(q, k, v, **schedules):
-        batch = len(q)
-        (y,) = run(
-            "attention", elem, constants, "attention", [q, k, v], [(q.shape, dtype(elem))],
-            struct.pack("<3If", queries, keys, heads, scale), batch * heads * -(-queries // tile), threads, **schedules,
-        )
+    def run(plans, q, k, v, **schedules):
+        (y,) = launch(call, plans[0], [q, k, v], [(q.shape, dtype(elem))], **schedules)
         return y
 
-    y = launch(q, k, v)
+    y = run(call.plans, q, k, v)
     if batch > 1:
         for row in range(batch):
-            single = launch(*(a[row : row + 1] for a in (q, k, v)), schedules=((0, 0),))
+            single = run(call.alone, *(a[row : row + 1] for a in (q, k, v)), schedules=((0, 0),))
             assert single.tobytes() == y[row].tobytes(), f"row {row} depends on its batch"
 
     def split(x):
@@ -61,7 +48,7 @@ def attention(elem, batch, queries, keys, heads, head_dim, causal, outliers):
     scores = scale * q @ k.swapaxes(2, 3)
     # What f32 loses in a score is the relative error of its exponential.
     terms = scale * np.abs(q) @ np.abs(k).swapaxes(2, 3)
-    if causal:
+    if call.causal:
         hidden = np.triu(np.ones((queries, keys), bool), 1)
         scores = np.where(hidden, -np.inf, scores)
     weights = softmax(scores)
@@ -72,23 +59,7 @@ def attention(elem, batch, queries, keys, heads, head_dim, causal, outliers):
 
 
 def cases():
-    for elem in ELEMS:
-        shapes = (
-            # batch, queries, keys, heads, head_dim, causal, outliers
-            (1, 1, 1, 1, 64, 0, 0),
-            (2, 70, 77, 2, 40, 0, 0),
-            (1, 65, 130, 2, 40, 0, 1),
-            (2, 77, 77, 2, 64, 1, 0),
-            (1, 130, 130, 1, 64, 1, 1),
-            (1, 33, 65, 2, 80, 0, 1),
-            (1, 17, 64, 1, 128, 0, 0),
-            (1, 5, 129, 2, 160, 0, 0),
-            (2, 37, 35, 1, 512, 0, 1),
-        )
-        for shape in shapes:
-            batch, queries, keys, heads, head_dim, causal, outliers = shape
-            kind = f"{'causal' if causal else 'all'} {'outliers' if outliers else 'plain'}"
-            yield (
-                f"attention {elem} d{head_dim} {batch}x{queries}x{keys}x{heads} {kind}",
-                lambda e=elem, s=shape: attention(e, *s),
-            )
+    for call in planned("attention"):
+        size = f"{call.batch}x{call.queries}x{call.keys}x{call.heads}"
+        kind = f"{'causal' if call.causal else 'all'} {'outliers' if call.outliers else 'plain'}"
+        yield f"attention {call.elem} d{call.head_dim} {size} {kind}", lambda c=call: attention(c)

@@ -1,14 +1,12 @@
 """matmul against f64."""
 
-import struct
-
 import numpy as np
 
 from cases.pointwise import FUNCTIONS
-from harness import close, dtype, run, store, values
-from variants import ELEMS, chunk
+from harness import close, dtype, launch, store, values
+from variants import planned
 
-KINDS = {0: lambda x: x, **FUNCTIONS}
+ACTIVATIONS = [lambda x: x, *FUNCTIONS.values()]
 
 
 def product_limit(x, weight, more=0.0):
@@ -27,52 +25,39 @@ def operands(rows, outputs, inputs, elem):
     return [store(a, elem) for a in (x, weight, rng.normal(0, 1, outputs), rng.normal(0, 1, (rows, outputs)))]
 
 
-def matmul(elem, tile, rows, outputs, inputs, kind, bias, residual, alone=()):
-    constants = {"TILE": tile, "ALIGNED": int(inputs % chunk(elem) == 0)}
-    x, weight, biases, residuals = operands(rows, outputs, inputs, elem)
+def matmul(call, activation):
+    elem, rows, outputs = call.elem, call.batch * call.tokens, call.outputs
+    x, weight, biases, residuals = operands(rows, outputs, call.inputs, elem)
     nothing = np.full(16, np.nan, np.float32)
 
-    def launch(x, residuals, schedules):
-        count = len(x)
-        (y,) = run(
-            "matmul", elem, constants, "matmul",
-            [x, weight, biases if bias else nothing, residuals if residual else nothing],
-            [((count, outputs), dtype(elem))],
-            struct.pack("<6I", count, outputs, inputs, kind, bias, residual),
-            -(-count // tile) * -(-outputs // tile), 256 if tile == 128 else 128, **schedules,
-        )
+    def run(plans, x, residuals, **schedules):
+        # u32 rows, outputs, inputs, activation, ..: no launch asks for an activation so far.
+        params = list(plans[0]["params"])
+        params[3] = activation
+        arrays = [x, weight, biases if call.bias else nothing, residuals if call.residual else nothing]
+        (y,) = launch(call, plans[0], arrays, [((len(x), outputs), dtype(elem))], params, **schedules)
         return y
 
-    y = launch(x, residuals, {})
-    for row in alone:
-        single = launch(x[row : row + 1], residuals[row : row + 1], {"schedules": ((0, 0),)})
-        assert single.tobytes() == y[row].tobytes(), f"row {row} depends on the others"
+    y = run(call.plans, x, residuals)
+    if call.batch > 1:
+        for picture in range(call.batch):
+            own = slice(picture * call.tokens, (picture + 1) * call.tokens)
+            single = run(call.alone, x[own], residuals[own], schedules=((0, 0),))
+            assert single.tobytes() == y[own].tobytes(), f"picture {picture} depends on the others"
     x, weight = values(x, elem), values(weight, elem)
     expected = x @ weight.T
     more = np.zeros(1)
-    if bias:
+    if call.bias:
         expected, more = expected + values(biases, elem), more + np.abs(values(biases, elem))
-    expected = KINDS[kind](expected)
-    if residual:
+    expected = ACTIVATIONS[activation](expected)
+    if call.residual:
         expected, more = expected + values(residuals, elem), more + np.abs(values(residuals, elem))
     return close(y, expected, elem, product_limit(x, weight, more), "matmul")
 
 
 def cases():
-    for elem in ELEMS:
-        wide = chunk(elem)
-        shapes = (
-            # tile, rows, outputs, inputs, activation, bias, residual, rows run alone
-            (64, 1, 1, 1, 0, 0, 0, ()),
-            (64, 5, 3, 13, 1, 1, 1, (4,)),
-            (64, 70, 67, 36 + 1, 0, 1, 0, (69,)),
-            (64, 65, 8 * wide, 5 * wide, 3, 1, 1, (0, 64)),
-            (128, 131, 137, 20 * wide, 0, 1, 1, (130,)),
-            (128, 128, 128, 4 * wide, 2, 1, 0, ()),
-            (128, 1100, 8, wide, 0, 0, 1, ()),
-        )
-        for tile, rows, outputs, inputs, kind, bias, residual, alone in shapes:
-            yield (
-                f"matmul {elem} {tile} {rows}x{outputs}x{inputs}",
-                lambda a=(elem, tile, rows, outputs, inputs, kind, bias, residual, alone): matmul(*a),
-            )
+    for call in planned("matmul"):
+        size = f"{call.batch}x{call.tokens}x{call.outputs}x{call.inputs}"
+        for activation in range(4) if call.tokens == 13 else (0,):
+            name = f"matmul {call.elem} {size} {activation}"
+            yield name, lambda c=call, a=activation: matmul(c, a)

@@ -2,56 +2,72 @@
 
 use burn::tensor::Tensor;
 
-use super::{Buffer, Launch, elementwise, vector_width, word};
+use super::Buffer;
+use super::plan::{Language, Plan, Source, Target, source, word};
 use crate::ops::activation::Unary;
 
-const ACTIVATION: &[&str] =
-    &[include_str!("../../../kernels/wgsl/gelu.wgsl"), include_str!("../../../kernels/wgsl/activation.wgsl")];
-const GEGLU: &[&str] =
-    &[include_str!("../../../kernels/wgsl/gelu.wgsl"), include_str!("../../../kernels/wgsl/geglu.wgsl")];
+const ACTIVATION_WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/activation.wgsl");
+const ACTIVATION_CUDA: Source = source!("cuda/common.cuh", "cuda/activation.cu");
+const GEGLU_WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/geglu.wgsl");
+const GEGLU_CUDA: Source = source!("cuda/common.cuh", "cuda/geglu.cu");
+
+/// `batch` rows of `row` elements.
+pub(crate) fn unary_plan(target: Target, batch: usize, row: usize, unary: Unary) -> Option<Plan> {
+    let width = target.width(&[row]);
+    let vectors = batch * row / width;
+    let (entry, code) = match unary {
+        Unary::Gelu => ("gelu", 1),
+        Unary::QuickGelu => ("quick_gelu", 2),
+        Unary::Silu => ("silu", 3),
+    };
+    let (source, entry, params) = match target.language {
+        Language::Wgsl => (ACTIVATION_WGSL, entry, vec![word(vectors)?]),
+        Language::Cuda => (ACTIVATION_CUDA, "activation", vec![word(vectors)?, code]),
+    };
+    let constants = vec![("WIDTH", word(width)?)];
+    Some(Plan { target, source, entry, constants, params, grid: target.elementwise(vectors)? })
+}
 
 pub(crate) fn unary<const D: usize>(x: Tensor<D>, unary: Unary) -> Option<Tensor<D>> {
     let shape = x.dims();
-    let count = shape.iter().product();
-    let width = vector_width(&[count]);
-    let x = Buffer::of(x)?;
-    let y = x.empty(shape, x.dtype());
-    Launch {
-        source: ACTIVATION,
-        entry: match unary {
-            Unary::Gelu => "gelu",
-            Unary::QuickGelu => "quick_gelu",
-            Unary::Silu => "silu",
-        },
-        elem: x.dtype(),
-        constants: &[("WIDTH", word(width)?)],
-        inputs: &[&x],
-        outputs: &[&y],
-        params: &[word(count / width)?],
-        cubes: elementwise(count / width)?,
-    }
-    .run()?;
+    // A tensor of one dimension is one row.
+    let (batch, row) = match shape.split_first() {
+        Some((&batch, row)) if D > 1 => (batch, row.iter().product()),
+        _ => (1, shape.iter().product()),
+    };
+    let target = Target::of(&x)?;
+    let plan = unary_plan(target, batch, row, unary)?;
+    let x = Buffer::of(x, target)?;
+    let y = x.empty(shape, target.elem);
+    plan.launch(&[&x], &[&y])?;
     y.tensor()
+}
+
+/// `rows` tokens of `channels` outputs.
+pub(crate) fn geglu_plan(target: Target, rows: usize, channels: usize) -> Option<Plan> {
+    let width = target.width(&[channels]);
+    let vectors = rows * channels / width;
+    Some(Plan {
+        target,
+        source: match target.language {
+            Language::Wgsl => GEGLU_WGSL,
+            Language::Cuda => GEGLU_CUDA,
+        },
+        entry: "geglu",
+        constants: vec![("WIDTH", word(width)?)],
+        // Twice as many vectors are read.
+        params: vec![word(2 * vectors)? / 2, word(channels / width)?],
+        grid: target.elementwise(vectors)?,
+    })
 }
 
 pub(crate) fn geglu(x: Tensor<3>) -> Option<Tensor<3>> {
     let [batch, tokens, channels] = x.dims();
     let half = channels / 2;
-    let width = vector_width(&[half]);
-    let count = batch * tokens * half / width;
-    let x = Buffer::of(x)?;
-    let y = x.empty([batch, tokens, half], x.dtype());
-    Launch {
-        source: GEGLU,
-        entry: "geglu",
-        elem: x.dtype(),
-        constants: &[("WIDTH", word(width)?)],
-        inputs: &[&x],
-        outputs: &[&y],
-        // Twice as many vectors are read.
-        params: &[word(2 * count)? / 2, word(half / width)?],
-        cubes: elementwise(count)?,
-    }
-    .run()?;
+    let target = Target::of(&x)?;
+    let plan = geglu_plan(target, batch * tokens, half)?;
+    let x = Buffer::of(x, target)?;
+    let y = x.empty([batch, tokens, half], target.elem);
+    plan.launch(&[&x], &[&y])?;
     y.tensor()
 }

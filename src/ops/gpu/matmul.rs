@@ -1,32 +1,95 @@
-//! The matrix product, and the convolution that is one over patches.
+//! The matrix product.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
-use super::{Buffer, LANES, Launch, THREADS, vector_width, word};
-use crate::ops::Conv2d;
+use super::Buffer;
+use super::plan::{Grid, LANES, Language, Plan, Source, THREADS, Target, source, word};
 
-const MATMUL: &[&str] =
-    &[include_str!("../../../kernels/wgsl/gemm.wgsl"), include_str!("../../../kernels/wgsl/matmul.wgsl")];
-const MATVEC: &[&str] = &[include_str!("../../../kernels/wgsl/matvec.wgsl")];
-const CONV2D: &[&str] =
-    &[include_str!("../../../kernels/wgsl/gemm.wgsl"), include_str!("../../../kernels/wgsl/conv2d.wgsl")];
+const MATMUL_WGSL: Source = source!("wgsl/gemm.wgsl", "wgsl/matmul.wgsl");
+const MATVEC_WGSL: Source = source!("wgsl/matvec.wgsl");
+const MATMUL_CUDA: Source = source!("cuda/common.cuh", "cuda/mma.cuh", "cuda/gemm.cuh", "cuda/matmul.cu");
 
-/// Rows and columns of the output that a workgroup makes.
-const TILE: usize = 64;
-
-/// Fewer outputs than this leave most of a convolution's tile idle. In f32 burn's own is then as exact and faster; in
-/// f16 it rounds before bias and residual.
-const LEAST_OUTPUTS: usize = 24;
-
-/// The grid of `rows` × `columns` outputs.
-fn tiles(rows: usize, columns: usize) -> Option<[usize; 3]> {
-    let [y, z, _] = super::spread(rows.div_ceil(TILE))?;
-    Some([columns.div_ceil(TILE), y, z])
+/// The constants and the grid of a product's tiles: `rows` in all, `of_picture` of them a picture, by `outputs`, with
+/// sums over `inputs` side by side in memory.
+pub(crate) fn tiles(
+    target: Target,
+    rows: usize,
+    of_picture: usize,
+    outputs: usize,
+    inputs: usize,
+) -> Option<(Vec<(&'static str, u32)>, Grid)> {
+    match target.language {
+        Language::Wgsl => {
+            const TILE: usize = 64;
+            let width = if target.width(&[inputs]) == 4 { 4 } else { 1 };
+            let [y, z, _] = target.spread(rows.div_ceil(TILE), THREADS)?.blocks;
+            let grid = target.grid([outputs.div_ceil(TILE), y as usize, z as usize], THREADS)?;
+            Some((vec![("WIDTH", width)], grid))
+        }
+        Language::Cuda => {
+            let aligned = inputs.is_multiple_of(target.chunk());
+            let (tile, threads) =
+                if aligned && of_picture >= 128 && outputs >= 128 { (128, 256) } else { (64, 128) };
+            let grid = target.spread(rows.div_ceil(tile) * outputs.div_ceil(tile), threads)?;
+            Some((vec![("TILE", word(tile)?), ("ALIGNED", u32::from(aligned))], grid))
+        }
+    }
 }
 
-/// 4 where rows of `inputs` elements are whole vectors of four, else 1.
-fn load_width(inputs: usize) -> Option<u32> {
-    word(if vector_width(&[inputs]) == 4 { 4 } else { 1 })
+/// One call: `x · weightᵀ` for `batch` pictures of `tokens` rows.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Product {
+    pub(crate) batch: usize,
+    pub(crate) tokens: usize,
+    pub(crate) inputs: usize,
+    pub(crate) outputs: usize,
+    pub(crate) bias: bool,
+    pub(crate) residual: bool,
+}
+
+impl Product {
+    /// `None` for empty sizes.
+    pub(crate) fn plan(&self, target: Target) -> Option<Plan> {
+        let &Self { batch, tokens, inputs, outputs, .. } = self;
+        let rows = batch * tokens;
+        if rows * inputs * outputs == 0 {
+            return None;
+        }
+        if target.language == Language::Wgsl {
+            [rows * inputs, outputs * inputs, rows * outputs]
+                .into_iter()
+                .try_for_each(|count| word(count).map(drop))?;
+            if tokens == 1 {
+                return self.matvec(target);
+            }
+        }
+        let (constants, grid) = tiles(target, rows, tokens, outputs, inputs)?;
+        let sizes = [word(rows)?, word(outputs)?, word(inputs)?];
+        let (source, params) = match target.language {
+            Language::Wgsl => (MATMUL_WGSL, [&sizes[..], &self.epilogue()].concat()),
+            // No activation.
+            Language::Cuda => (MATMUL_CUDA, [&sizes[..], &[0], &self.epilogue()].concat()),
+        };
+        Some(Plan { target, source, entry: "matmul", constants, params, grid })
+    }
+
+    /// A row a picture.
+    fn matvec(&self, target: Target) -> Option<Plan> {
+        let width = target.width(&[self.inputs]);
+        let sizes = [word(self.outputs)?, word(self.inputs / width)?];
+        Some(Plan {
+            target,
+            source: MATVEC_WGSL,
+            entry: "matvec",
+            constants: vec![("WIDTH", word(width)?)],
+            params: [sizes, self.epilogue()].concat(),
+            grid: target.grid([self.outputs.div_ceil(THREADS / LANES), self.batch, 1], THREADS)?,
+        })
+    }
+
+    fn epilogue(&self) -> [u32; 2] {
+        [u32::from(self.bias), u32::from(self.residual)]
+    }
 }
 
 pub(crate) fn linear(
@@ -35,82 +98,17 @@ pub(crate) fn linear(
     bias: Option<&Tensor<1>>,
     residual: Option<Tensor<3>>,
 ) -> Option<Tensor<3>> {
-    let [batch, tokens, k] = x.dims();
-    let [n, _] = weight.dims();
-    let m = batch * tokens;
-    if m * n * k == 0 {
-        return None;
-    }
-    let epilogue = [u32::from(bias.is_some()), u32::from(residual.is_some())];
-    let (x, weight) = (Buffer::of(x)?, Buffer::of(weight.clone())?);
+    let [batch, tokens, inputs] = x.dims();
+    let [outputs, _] = weight.dims();
+    let target = Target::of(&x)?;
+    let (has_bias, has_residual) = (bias.is_some(), residual.is_some());
+    let product = Product { batch, tokens, inputs, outputs, bias: has_bias, residual: has_residual };
+    let plan = product.plan(target)?;
+    let (x, weight) = (Buffer::of(x, target)?, Buffer::of(weight.clone(), target)?);
     // What params turn off is bound and never read.
-    let bias = bias.map_or_else(|| Some(x.clone()), |bias| Buffer::of(bias.clone()))?;
-    let residual = residual.map_or_else(|| Some(x.clone()), Buffer::of)?;
-    let y = x.empty([batch, tokens, n], x.dtype());
-    [m * k, n * k, m * n].into_iter().try_for_each(|count| word(count).map(drop))?;
-    let (source, entry, width, sizes, cubes) = if tokens == 1 {
-        let width = vector_width(&[k]);
-        let cubes = [n.div_ceil(THREADS as usize / LANES), batch, 1];
-        (MATVEC, "matvec", word(width)?, vec![word(n)?, word(k / width)?], cubes)
-    } else {
-        (MATMUL, "matmul", load_width(k)?, vec![word(m)?, word(n)?, word(k)?], tiles(m, n)?)
-    };
-    Launch {
-        source,
-        entry,
-        elem: x.dtype(),
-        constants: &[("WIDTH", width)],
-        inputs: &[&x, &weight, &bias, &residual],
-        outputs: &[&y],
-        params: &[sizes, epilogue.to_vec()].concat(),
-        cubes,
-    }
-    .run()?;
-    y.tensor()
-}
-
-/// `None` for empty sizes, and for few outputs in f32.
-pub(crate) fn conv2d(
-    x: Tensor<4>,
-    weight: &Tensor<4>,
-    bias: Option<&Tensor<1>>,
-    conv: &Conv2d,
-    residual: Option<Tensor<4>>,
-) -> Option<Tensor<4>> {
-    let [batch, height, width, inputs] = x.dims();
-    let [outputs, kh, kw, _] = weight.dims();
-    let [out_height, out_width] = conv.output_size([height, width], [kh, kw]);
-    let [top, _, left, _] = conv.padding;
-    let rows = batch * out_height * out_width;
-    if rows * inputs * kh * kw == 0 || (outputs < LEAST_OUTPUTS && x.dtype() == DType::F32) {
-        return None;
-    }
-    let shape = [batch, out_height, out_width, outputs];
-    let added = match residual.as_ref().map(Tensor::dims) {
-        None => 0,
-        Some(dims) if dims == shape => 1,
-        Some(_) => 2,
-    };
-    let has_bias = usize::from(bias.is_some());
-    let (x, weight) = (Buffer::of(x)?, Buffer::of(weight.clone())?);
-    let bias = bias.map_or_else(|| Some(x.clone()), |bias| Buffer::of(bias.clone()))?;
-    let residual = residual.map_or_else(|| Some(x.clone()), Buffer::of)?;
-    let y = x.empty(shape, x.dtype());
-    let counts = [batch * height * width * inputs, outputs * kh * kw * inputs, rows * outputs];
-    counts.into_iter().try_for_each(|count| word(count).map(drop))?;
-    let sizes = [rows, height, width, inputs, out_height, out_width, outputs];
-    let sizes = sizes.into_iter().chain([top, left, kh, kw, conv.stride, has_bias, added]);
-    let params: Vec<u32> = sizes.map(word).collect::<Option<_>>()?;
-    Launch {
-        source: CONV2D,
-        entry: "conv2d",
-        elem: x.dtype(),
-        constants: &[("WIDTH", load_width(inputs)?)],
-        inputs: &[&x, &weight, &bias, &residual],
-        outputs: &[&y],
-        params: &params,
-        cubes: tiles(rows, outputs)?,
-    }
-    .run()?;
+    let bias = bias.map_or_else(|| Some(x.clone()), |bias| Buffer::of(bias.clone(), target))?;
+    let residual = residual.map_or_else(|| Some(x.clone()), |residual| Buffer::of(residual, target))?;
+    let y = x.empty([batch, tokens, outputs], target.elem);
+    plan.launch(&[&x, &weight, &bias, &residual], &[&y])?;
     y.tensor()
 }

@@ -2,27 +2,37 @@
 
 use burn::tensor::Tensor;
 
-use super::{Buffer, Launch, elementwise, vector_width, word};
+use super::Buffer;
+use super::plan::{Language, Plan, Source, Target, source, word};
 
-const UPSAMPLE: &[&str] = &[include_str!("../../../kernels/wgsl/upsample_nearest_2x.wgsl")];
+const WGSL: Source = source!("wgsl/upsample_nearest_2x.wgsl");
+const CUDA: Source = source!("cuda/common.cuh", "cuda/upsample_nearest_2x.cu");
+
+/// `x`: `[batch, height, width, channels]` of the input.
+pub(crate) fn plan(target: Target, x: [usize; 4]) -> Option<Plan> {
+    let [batch, height, width, channels] = x;
+    let vector = target.width(&[channels]);
+    let vectors = batch * height * width * channels / vector;
+    Some(Plan {
+        target,
+        source: match target.language {
+            Language::Wgsl => WGSL,
+            Language::Cuda => CUDA,
+        },
+        entry: "upsample_nearest_2x",
+        constants: vec![("WIDTH", word(vector)?)],
+        // Four times as many vectors are written.
+        params: vec![word(4 * vectors)? / 4, word(width)?, word(channels / vector)?],
+        grid: target.elementwise(vectors)?,
+    })
+}
 
 pub(crate) fn nearest_2x(x: Tensor<4>) -> Option<Tensor<4>> {
     let [batch, height, width, channels] = x.dims();
-    let vector = vector_width(&[channels]);
-    let count = batch * height * width * channels / vector;
-    let x = Buffer::of(x)?;
-    let y = x.empty([batch, 2 * height, 2 * width, channels], x.dtype());
-    Launch {
-        source: UPSAMPLE,
-        entry: "upsample_nearest_2x",
-        elem: x.dtype(),
-        constants: &[("WIDTH", word(vector)?)],
-        inputs: &[&x],
-        outputs: &[&y],
-        // Four times as many vectors are written.
-        params: &[word(4 * count)? / 4, word(width)?, word(channels / vector)?],
-        cubes: elementwise(count)?,
-    }
-    .run()?;
+    let target = Target::of(&x)?;
+    let plan = plan(target, x.dims())?;
+    let x = Buffer::of(x, target)?;
+    let y = x.empty([batch, 2 * height, 2 * width, channels], target.elem);
+    plan.launch(&[&x], &[&y])?;
     y.tensor()
 }

@@ -1,0 +1,47 @@
+//! Layer normalisation.
+
+use burn::tensor::Tensor;
+
+use super::Buffer;
+use super::plan::{LANES, Language, Plan, Source, THREADS, Target, source, word};
+
+const WGSL: Source = source!("wgsl/layer_norm.wgsl");
+const CUDA: Source = source!("cuda/common.cuh", "cuda/layer_norm.cu");
+
+/// Elements of a row that a thread of `layer_norm.cu` can hold in registers.
+const MOST_HELD: usize = 128;
+
+/// `None` for rows that CUDA's registers cannot hold.
+pub(crate) fn plan(target: Target, rows: usize, channels: usize, eps: f32) -> Option<Plan> {
+    let width = target.width(&[channels]);
+    let mut constants = vec![("WIDTH", word(width)?)];
+    let (source, columns, grid) = match target.language {
+        Language::Wgsl => {
+            word(rows * channels / width)?;
+            (WGSL, channels / width, target.spread(rows.div_ceil(THREADS / LANES), THREADS)?)
+        }
+        Language::Cuda => {
+            let packs = channels.div_ceil(32 * width);
+            if packs * width > MOST_HELD {
+                return None;
+            }
+            constants.push(("PACKS", word(packs)?));
+            // A warp a row.
+            (CUDA, channels, target.spread(rows.div_ceil(4), 128)?)
+        }
+    };
+    let params = vec![word(rows)?, word(columns)?, eps.to_bits()];
+    Some(Plan { target, source, entry: "layer_norm", constants, params, grid })
+}
+
+pub(crate) fn layer_norm(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f32) -> Option<Tensor<3>> {
+    let shape = x.dims();
+    let [batch, tokens, channels] = shape;
+    let target = Target::of(&x)?;
+    let plan = plan(target, batch * tokens, channels, eps)?;
+    let x = Buffer::of(x, target)?;
+    let (weight, bias) = (Buffer::of(weight.clone(), target)?, Buffer::of(bias.clone(), target)?);
+    let y = x.empty(shape, target.elem);
+    plan.launch(&[&x, &weight, &bias], &[&y])?;
+    y.tensor()
+}

@@ -35,7 +35,7 @@ def layer_norm(elem):
     """Channels of the models, a few, and the most that a warp holds."""
     wide = chunk(elem)
     packs = sorted({-(-channels // (32 * wide)) for channels in (128, 320, 640, 768, 1280, 4096)})
-    return [{"WIDTH": 1, "PACKS": n} for n in (1, 40, 128)] + [{"WIDTH": wide, "PACKS": n} for n in packs]
+    return [{"WIDTH": 1, "PACKS": n} for n in (1, 40, 64)] + [{"WIDTH": wide, "PACKS": n} for n in packs]
 
 
 def tiles(elem):

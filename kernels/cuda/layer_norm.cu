@@ -6,7 +6,8 @@
 // constants: WIDTH, elements an access: 1, or CHUNK (4 in f32, 8 in f16 and bf16) where `channels` is a multiple
 //   of it and the buffers start at multiples of 16 bytes; PACKS = ceil(channels / (32 * WIDTH))
 // launch: 128 threads, ceil(rows / 4) blocks
-// limits: PACKS * WIDTH <= 128, so channels <= 4096 at WIDTH = CHUNK in every dtype; rows < 2^32 - 4
+// limits: PACKS * WIDTH <= 128 at WIDTH = CHUNK, so channels <= 4096 in every dtype; PACKS <= 64 at WIDTH 1, so channels
+//   <= 2048 (128 would not fit into registers); rows < 2^32 - 4
 // parameters: u32 rows, u32 channels, float eps, u32 padding
 // reference: ops::norm::layer_norm_reference; proof: ../host/cases/norm.py; test: tests/kernels.rs
 // Has never run on a GPU; launched where the environment has AQUATINT_CUDA_KERNELS=1 alone.

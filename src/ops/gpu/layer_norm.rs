@@ -8,9 +8,6 @@ use super::plan::{LANES, Language, Plan, Source, THREADS, Target, source, word};
 const WGSL: Source = source!("wgsl/layer_norm.wgsl");
 const CUDA: Source = source!("cuda/common.cuh", "cuda/layer_norm.cu");
 
-/// Elements of a row that a thread of `layer_norm.cu` can hold in registers.
-const MOST_HELD: usize = 128;
-
 /// `None` for rows that CUDA's registers cannot hold.
 pub(crate) fn plan(target: Target, rows: usize, channels: usize, eps: f32) -> Option<Plan> {
     let width = target.width(&[channels]);
@@ -22,7 +19,9 @@ pub(crate) fn plan(target: Target, rows: usize, channels: usize, eps: f32) -> Op
         }
         Language::Cuda => {
             let packs = channels.div_ceil(32 * width);
-            if packs * width > MOST_HELD {
+            // Elements that a thread can hold in registers.
+            let most = if width == 1 { 64 } else { 128 };
+            if packs * width > most {
                 return None;
             }
             constants.push(("PACKS", word(packs)?));

@@ -103,7 +103,7 @@ fn pointwise(chunk: usize) -> Vec<Call<'static>> {
 fn norms(chunk: usize) -> Vec<Call<'static>> {
     let mut calls = Vec::new();
     let rows = [(1, 1), (5, 31), (2, 1277), (3, chunk), (1, 96), (1, 128), (5, 320), (1, 640), (1, 768)];
-    for (batch, channels) in rows.into_iter().chain([(1, 1280), (1, 4095), (2, 4096)]) {
+    for (batch, channels) in rows.into_iter().chain([(1, 1280), (1, 2047), (2, 4096)]) {
         calls.push(call("layer_norm", batch, json!({ "channels": channels }), move |target, batch| {
             layer_norm::plan(target, batch, channels, EPS)
         }));

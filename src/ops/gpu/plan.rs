@@ -196,3 +196,25 @@ pub(crate) fn word(value: usize) -> Option<u32> {
     // Kernels count in i32 where a difference may be negative.
     u32::try_from(value).ok().filter(|&value| value <= i32::MAX as u32)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The value of "foobar" in the authors' test vectors (Fowler, Noll, Vo).
+    #[test]
+    fn a_fingerprint_is_fnv_1a_of_all_parts_together() {
+        assert_eq!(fingerprint(&[("a.cuh", "foo"), ("b.cu", "bar")]), 0x8594_4171_f739_67e8);
+    }
+
+    #[test]
+    fn a_grid_that_a_launch_cannot_say_is_refused() {
+        let target = |language| Target { language, elem: DType::F32 };
+        let blocks = |language, count| target(language).spread(count, 128).map(|grid| grid.blocks);
+        assert_eq!(blocks(Language::Cuda, 2_147_483_647), Some([2_147_483_647, 1, 1]));
+        assert_eq!(blocks(Language::Cuda, 2_147_483_648), None);
+        assert_eq!(blocks(Language::Wgsl, 65_535), Some([65_535, 1, 1]));
+        assert_eq!(blocks(Language::Wgsl, 65_537), Some([32_769, 2, 1]));
+        assert_eq!(target(Language::Wgsl).grid([1, 65_536, 1], 128), None);
+    }
+}

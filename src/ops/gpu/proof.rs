@@ -132,7 +132,7 @@ fn products(chunk: usize) -> Vec<Call<'static>> {
         (1, 1, 1, 1, false, false),
         (5, 1, 13, 3, true, true),
         (2, 35, 37, 67, true, false),
-        (5, 13, 5 * chunk, 8 * chunk, true, true),
+        (5, 13, 5 * chunk, 136, true, true),
         (2, 131, 20 * chunk, 137, true, true),
         (1, 128, 4 * chunk, 128, true, false),
         (1, 1100, chunk, 8, false, true),
@@ -153,7 +153,7 @@ fn products(chunk: usize) -> Vec<Call<'static>> {
         (2, [5, 7, 3], 10, [3, 3], 1, even, true, Added::Vector),
         (2, [6, 5, chunk], 9, [3, 3], 1, even, true, Added::Map),
         (1, [7, 8, 3 * chunk], 2 * chunk, [3, 2], 2, [2, 1, 0, 1], true, Added::Nothing),
-        (2, [9, 4, 5 * chunk], 66, [1, 1], 1, [0; 4], false, Added::Vector),
+        (2, [9, 4, 5 * chunk], 130, [1, 1], 1, [0; 4], false, Added::Vector),
         (2, [11, 13, 5 * chunk], 136, [3, 3], 1, even, true, Added::Map),
         (1, [12, 23, 2 * chunk], 4, [3, 3], 1, even, true, Added::Vector),
     ];

@@ -31,6 +31,10 @@ def widths(elem):
     return [{"WIDTH": 1}, {"WIDTH": chunk(elem)}]
 
 
+def plain(elem):
+    return [{}]
+
+
 def layer_norm(elem):
     """Channels of the models, a few, and the most that a warp holds."""
     wide = chunk(elem)
@@ -56,6 +60,9 @@ OPERATIONS = {
     "activation": Operation(("common.cuh", "activation.cu"), ("activation",), widths),
     "upsample_nearest_2x": Operation(
         ("common.cuh", "upsample_nearest_2x.cu"), ("upsample_nearest_2x",), widths
+    ),
+    "denoise_step": Operation(
+        ("common.cuh", "denoise_step.cu"), ("denoise_deviations", "denoise_step", "denoise_input"), plain
     ),
     "matmul": Operation((*GEMM, "matmul.cu"), ("matmul",), tiles, tensor_cores=True),
     "conv2d": Operation((*GEMM, "conv2d.cu"), ("conv2d",), tiles, tensor_cores=True),

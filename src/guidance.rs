@@ -1,14 +1,14 @@
-//! Classifier-free guidance, combined after one batch has computed both halves.
-
-use burn::tensor::Tensor;
+//! Classifier-free guidance: when it acts, and how strongly. Both halves share a batch.
 
 use crate::request::Guidance;
 
-/// Guidance settled for one job: which steps need the negative half, and how the halves combine.
+/// Guidance settled for one job: which steps need the negative half, and by what the halves combine.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct GuidancePlan {
-    scale: f32,
-    rescale: f32,
+    /// Away from the negative half, above 1.
+    pub(crate) scale: f32,
+    /// How far the result is scaled back to the positive half's standard deviation.
+    pub(crate) rescale: f32,
     interval: (f32, f32),
 }
 
@@ -29,23 +29,6 @@ impl GuidancePlan {
     pub(crate) fn acts(&self, index: usize, total: usize) -> bool {
         let position = index as f32 / total.saturating_sub(1).max(1) as f32;
         (self.interval.0..=self.interval.1).contains(&position)
-    }
-
-    /// `negative + scale * (positive - negative)`, then rescaled towards the positive half's
-    /// standard deviation (Lin et al. 2023, equations 15 and 16).
-    ///
-    /// Each `[1, channels, height, width]` in f32.
-    pub(crate) fn combine(&self, positive: Tensor<4>, negative: Tensor<4>) -> Tensor<4> {
-        let guided = negative.clone() + (positive.clone() - negative) * self.scale;
-        if self.rescale == 0.0 {
-            return guided;
-        }
-        let deviation = |x: &Tensor<4>| {
-            let values = x.shape().num_elements();
-            x.clone().reshape([1, values]).var(1).sqrt().reshape([1, 1, 1, 1])
-        };
-        let rescaled = guided.clone() * (deviation(&positive) / deviation(&guided));
-        rescaled * self.rescale + guided * (1.0 - self.rescale)
     }
 }
 

@@ -9,9 +9,10 @@ use burn::tensor::Tensor;
 
 pub use self::saved::SavedJobError;
 use crate::guidance::GuidancePlan;
+use crate::ops::{DenoiseRow, Estimate, Guided, NonFinite, Slot, Source, Stepped};
 use crate::request::Request;
 use crate::samplers::noise::Generator;
-use crate::samplers::{Plan, Step, Target, Term};
+use crate::samplers::{Denoised, Plan, Step, Target, Term};
 
 /// A request between [`start`](crate::Pipeline::start) and [`finish`](crate::Pipeline::finish):
 /// its pictures move through the schedule together, one [`step`](crate::Pipeline::step) at a time.
@@ -41,12 +42,20 @@ pub struct Job {
 pub(crate) struct Row {
     pub(crate) seed: u64,
     pub(crate) generator: Generator,
-    /// `[1, channels, height, width]` in f32.
-    pub(crate) latents: Tensor<4>,
+    pub(crate) latents: Slot,
     /// Earlier values that the sampler reads again.
-    pub(crate) registers: Vec<Option<Tensor<4>>>,
+    pub(crate) registers: Vec<Option<Slot>>,
     /// The clean estimate of the last step, for previews.
-    pub(crate) denoised: Option<Tensor<4>>,
+    pub(crate) denoised: Option<Slot>,
+    /// Of the latents after the last step.
+    pub(crate) non_finite: NonFinite,
+}
+
+/// Where a row's predictions are, and how they are combined.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Predicted {
+    pub(crate) positive: usize,
+    pub(crate) guided: Option<Guided>,
 }
 
 impl Job {
@@ -92,47 +101,71 @@ impl Job {
 }
 
 impl Row {
-    /// Carries out one sampler step on this row.
-    ///
-    /// * `output`: what the network predicted, guided, `[1, channels, height, width]` in f32
-    pub(crate) fn advance(&self, step: &Step, output: Tensor<4>) -> Row {
-        let mut row = self.clone();
-        let estimate = self.latents.clone() * step.denoised.sample + output.clone() * step.denoised.output;
-        let denoised = match step.denoised.clamp {
-            Some(range) => estimate.clamp(-range, range),
-            None => estimate,
-        };
-        let noise = step.draws_noise.then(|| {
-            let shape = self.latents.dims();
-            let values = row.generator.randn(shape.iter().product());
-            crate::pipeline::upload(values, shape, &self.latents.device())
-        });
-        for update in &step.updates {
-            let mut sum: Option<Tensor<4>> = None;
-            for (term, factor) in &update.terms {
-                let value = match term {
-                    Term::Sample => Some(self.latents.clone()),
-                    Term::Output => Some(output.clone()),
-                    Term::Denoised => Some(denoised.clone()),
-                    Term::Register(index) => self.registers.get(*index).cloned().flatten(),
-                    Term::Noise => noise.clone(),
-                };
-                let scaled = value.map(|value| value * *factor);
-                sum = match (sum, scaled) {
-                    (Some(sum), Some(scaled)) => Some(sum + scaled),
-                    (sum, scaled) => sum.or(scaled),
-                };
-            }
-            match update.target {
-                Target::Sample => row.latents = sum.unwrap_or_else(|| self.latents.zeros_like()),
-                Target::Register(index) => {
-                    if let Some(register) = row.registers.get_mut(index) {
-                        *register = sum;
-                    }
-                }
-            }
+    /// Every value that a step may read.
+    pub(crate) fn slots(&mut self) -> impl Iterator<Item = &mut Slot> {
+        std::iter::once(&mut self.latents).chain(self.registers.iter_mut().flatten())
+    }
+
+    /// The step's draw, for a step that draws.
+    pub(crate) fn draw(&mut self, step: &Step) -> Option<Vec<f32>> {
+        let elements = self.latents.dims().iter().product();
+        step.draws_noise.then(|| self.generator.randn(elements))
+    }
+
+    /// One sampler step as sums: the sample's, the clean estimate, then those of the registers that hold a value
+    /// afterwards, in their order.
+    pub(crate) fn step(&self, step: &Step, predicted: Predicted, noise: Option<Vec<f32>>) -> DenoiseRow<'_> {
+        let Denoised { sample, output, clamp } = step.denoised;
+        let terms = self.after(step, Target::Sample).unwrap_or_default();
+        let estimate = vec![(Source::Denoised, 1.0)];
+        let registers = (0..self.registers.len()).filter_map(|r| self.after(step, Target::Register(r)));
+        DenoiseRow {
+            positive: predicted.positive,
+            guided: predicted.guided,
+            sample: &self.latents,
+            estimate: Estimate { sample, output, clamp },
+            noise,
+            writes: [terms, estimate].into_iter().chain(registers).collect(),
         }
-        row.denoised = Some(denoised);
-        row
+    }
+
+    /// What `target` is after the step, of the values that are there; what no update names stays. `None` where that is
+    /// nothing.
+    fn after(&self, step: &Step, target: Target) -> Option<Vec<(Source<'_>, f32)>> {
+        let register = |index: usize| self.registers.get(index).and_then(Option::as_ref).map(Source::Slot);
+        let Some(update) = step.updates.iter().rfind(|update| update.target == target) else {
+            let kept = match target {
+                Target::Sample => Some(Source::Slot(&self.latents)),
+                Target::Register(index) => register(index),
+            };
+            return kept.map(|kept| vec![(kept, 1.0)]);
+        };
+        let terms = update.terms.iter().filter_map(|(term, factor)| {
+            let source = match term {
+                Term::Sample => Some(Source::Slot(&self.latents)),
+                Term::Output => Some(Source::Output),
+                Term::Denoised => Some(Source::Denoised),
+                Term::Register(index) => register(*index),
+                Term::Noise => step.draws_noise.then_some(Source::Noise),
+            };
+            Some((source?, *factor))
+        });
+        let terms: Vec<_> = terms.collect();
+        (!terms.is_empty()).then_some(terms)
+    }
+
+    /// The row after what [`step`](Self::step) asked for; `None` where values are missing.
+    pub(crate) fn moved(&self, step: &Step, stepped: Stepped) -> Option<Row> {
+        let mut values = stepped.values.into_iter();
+        let latents = values.next()?;
+        let denoised = Some(values.next()?);
+        let registers = (0..self.registers.len())
+            .map(|register| match self.after(step, Target::Register(register)) {
+                Some(_) => values.next().map(Some),
+                None => Some(None),
+            })
+            .collect::<Option<_>>()?;
+        let (seed, generator) = (self.seed, self.generator.clone());
+        Some(Row { seed, generator, latents, registers, denoised, non_finite: stepped.non_finite })
     }
 }

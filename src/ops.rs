@@ -15,6 +15,7 @@ mod attention;
 mod conv;
 #[cfg(feature = "cpu")]
 mod cpu;
+mod denoise;
 mod embedding;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
@@ -23,6 +24,8 @@ mod norm;
 mod upsample;
 
 use burn::tensor::{DType, Device, Tensor};
+
+pub use denoise::{DenoiseRow, Estimate, Guided, NonFinite, Slot, Source, Stepped};
 
 /// How a [`conv2d`] walks its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -237,12 +240,45 @@ pub fn timestep_embedding(
     embedding::upload(values, [timesteps.len(), channels], device, dtype)
 }
 
+/// What the network is to see of each row: its sample times a factor.
+///
+/// * returns `[entries, channels, height, width]` in `dtype`
+pub fn denoise_input(entries: &[(&Slot, f32)], dtype: DType) -> Tensor<4> {
+    if let Some((first, _)) = entries.first() {
+        on_cpu!(first.buffer, denoise::input_cpu(entries, dtype));
+        on_gpu!(gpu::denoise::input(entries, dtype));
+    }
+    denoise::input_reference(entries, dtype)
+}
+
+/// The end of a denoising step, for rows that may differ in guidance, sampler and coefficients: guidance, the clean
+/// estimate, and whatever the row's sampler writes.
+///
+/// * `predictions`: `[predictions, channels, height, width]`, of which each row names its own
+/// * returns what each row wrote, in the order of `rows`
+pub fn denoise_step(predictions: Tensor<4>, mut rows: Vec<DenoiseRow>) -> Vec<Stepped> {
+    denoise::without_zeros(&mut rows);
+    on_cpu!(predictions, denoise::cpu(predictions, &rows));
+    on_gpu!(gpu::denoise::step(predictions.clone(), &rows));
+    denoise::reference(predictions, &rows)
+}
+
+/// Moves slots that lie in several buffers into one, where [`denoise_step`] runs a kernel that reads one buffer: rows
+/// that it wrote together are there already.
+pub fn side_by_side(slots: Vec<&mut Slot>) {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    gpu::denoise::side_by_side(slots);
+    #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+    drop(slots);
+}
+
 /// The plain burn forms, for tests.
 #[doc(hidden)]
 pub mod reference {
     pub use super::activation::geglu_reference as geglu;
     pub use super::attention::reference as attention;
     pub use super::conv::reference as conv2d;
+    pub use super::denoise::{input_reference as denoise_input, reference as denoise_step};
     pub use super::linear::reference as linear;
     pub use super::norm::{group_norm_reference as group_norm, layer_norm_reference as layer_norm};
     pub use super::upsample::reference as upsample_nearest_2x;

@@ -184,9 +184,8 @@ impl Pipeline {
     ) -> Result<Generation> {
         let mut job = self.start(request)?;
         while !job.is_done() {
-            self.step_one(&mut job)?;
             // What is still queued on the device would otherwise run on after a break.
-            self.0.target.device.sync().map_err(|error| DeviceError::execution(Stage::Denoise, &error))?;
+            self.step_and_wait(&mut [&mut job]).into_iter().collect::<Result<()>>()?;
             if progress(&self.progress(&job)).is_break() {
                 return Err(Error::Cancelled { step: job.step(), total: job.total() });
             }
@@ -226,10 +225,6 @@ impl Pipeline {
     /// What [`generate_with`](Self::generate_with) shows its callback, for callers that own the loop.
     pub fn progress<'a>(&'a self, job: &'a Job) -> Progress<'a> {
         Progress { step: job.step(), total: job.total(), elapsed: job.elapsed(), job, pipeline: self }
-    }
-
-    fn step_one(&self, job: &mut Job) -> Result<()> {
-        self.step(&mut [job]).into_iter().collect()
     }
 
     /// A job runs on the pipeline that started it, or a clone.

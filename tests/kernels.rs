@@ -6,6 +6,9 @@
 #[path = "ops/definitions.rs"]
 mod definitions;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[path = "ops/denoise.rs"]
+mod denoise;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[path = "ops/host.rs"]
 mod host;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -30,13 +33,14 @@ mod on_gpu {
     use std::panic::catch_unwind;
     use std::sync::{Arc, Mutex};
 
-    use aquatint::ops::{self, Activation, Conv2d, Mask};
+    use aquatint::ops::{self, Activation, Conv2d, DenoiseRow, Estimate, Guided, Mask, Slot, Source};
     use aquatint::{DeviceChoice, LoadOptions, Pipeline, Precision, Request};
     use burn::tensor::{DType, Device, DeviceType, Tensor};
     use cubecl::logging::{LaunchObservation, LaunchObserver};
     use libtest_mimic::{Arguments, Failed, Trial};
 
     use crate::definitions::{self, On};
+    use crate::denoise;
     use crate::host::Sums;
     use crate::leave::leave;
 
@@ -122,6 +126,66 @@ mod on_gpu {
         }
     }
 
+    fn a_denoising_step_ends_in_one_launch_and_gathers_rows_only_once(on: &On) {
+        let slot = |seed| Slot::new(dense(on.random([1, 4, 8, 8], DType::F32, seed, 1.0).0));
+        for &dtype in on.dtypes {
+            let mut slots = [slot(1), slot(2)];
+            let predictions = dense(on.random([4, 4, 8, 8], dtype, 3, 1.0).0);
+            ops::side_by_side(slots.iter_mut().collect());
+            assert!(launches(|| ops::side_by_side(slots.iter_mut().rev().collect())).is_empty());
+            let entries = [(&slots[0], 0.5), (&slots[1], 1.0)];
+            assert_eq!(launches(|| drop(ops::denoise_input(&entries, dtype))), ["denoise_input"]);
+            for (rescale, expected) in
+                [(0.0, &["denoise_step"][..]), (0.7, &["denoise_deviations", "denoise_step"][..])]
+            {
+                let row = |index: usize| DenoiseRow {
+                    positive: index,
+                    guided: Some(Guided { negative: index + 2, scale: 5.0, rescale }),
+                    sample: &slots[index],
+                    estimate: Estimate { sample: 1.0, output: -1.0, clamp: None },
+                    noise: Some(vec![0.5; 256]),
+                    writes: vec![
+                        vec![(Source::Slot(&slots[index]), 0.5), (Source::Noise, 0.5)],
+                        vec![(Source::Denoised, 1.0)],
+                    ],
+                };
+                let rows = vec![row(1), row(0)];
+                assert_eq!(launches(|| drop(ops::denoise_step(predictions.clone(), rows))), expected);
+            }
+        }
+    }
+
+    /// Four jobs with guidance in one batch: what surrounds the network.
+    fn a_batch_of_four_takes_few_launches_beside_the_network(on: &On) {
+        let options = LoadOptions {
+            device: DeviceChoice::Existing(on.device.clone()),
+            precision: Precision::F32,
+            ..LoadOptions::default()
+        };
+        let pipeline = Pipeline::embedded(options).unwrap();
+        let request = |seed| Request { steps: Some(4), seed, ..Request::new("a fox") };
+        let mut jobs: Vec<_> = (0..4).map(|seed| pipeline.start(&request(seed)).unwrap()).collect();
+        let mut step = |count: usize| {
+            let found = launches(|| {
+                for result in pipeline.step(&mut jobs.iter_mut().take(count).collect::<Vec<_>>()) {
+                    result.unwrap();
+                }
+            });
+            let of = |name: &str| found.iter().filter(|found| **found == name).count();
+            assert_eq!((of("denoise_input"), of("denoise_step")), (1, 1));
+            found.len()
+        };
+        let (joined, stable) = (step(4), step(4));
+        // One job leaves: the others' rows stay where they are.
+        let left = step(3);
+        println!("launches of a step of four jobs: {joined} joined, {stable} after that, {left} of three");
+        assert!(stable <= STABLE, "{stable}");
+        assert!(joined > stable && left <= stable, "{joined}, {left}");
+    }
+
+    /// Launches of a step of four guided jobs that have stepped together before.
+    const STABLE: usize = 160;
+
     /// The embedded model, with guidance, in one step of the whole pipeline.
     fn a_denoising_step_takes_half_as_many_launches_as_burns_own_operations(on: &On) {
         let options = LoadOptions {
@@ -162,6 +226,14 @@ mod on_gpu {
             "a_denoising_step_takes_half_as_many_launches_as_burns_own_operations",
             a_denoising_step_takes_half_as_many_launches_as_burns_own_operations,
         ),
+        (
+            "a_denoising_step_ends_in_one_launch_and_gathers_rows_only_once",
+            a_denoising_step_ends_in_one_launch_and_gathers_rows_only_once,
+        ),
+        (
+            "a_batch_of_four_takes_few_launches_beside_the_network",
+            a_batch_of_four_takes_few_launches_beside_the_network,
+        ),
         ("group_norm_of_large_maps_matches_its_definition", group_norm_of_large_maps_matches_its_definition),
         ("linear_matches_its_definition", definitions::linear_matches_its_definition),
         ("conv2d_matches_its_definition", definitions::conv2d_matches_its_definition),
@@ -181,6 +253,23 @@ mod on_gpu {
         ("upsampling_repeats_every_pixel", definitions::upsampling_repeats_every_pixel),
         ("a_view_gives_the_bits_of_its_copy", definitions::a_view_gives_the_bits_of_its_copy),
         ("a_row_has_the_same_bits_in_any_batch", definitions::a_row_has_the_same_bits_in_any_batch),
+        ("a_step_matches_its_definition", denoise::a_step_matches_its_definition),
+        (
+            "every_samplers_coefficients_are_carried_out_in_one_batch",
+            denoise::every_samplers_coefficients_are_carried_out_in_one_batch,
+        ),
+        (
+            "values_that_are_not_finite_are_counted_and_stay_in_their_row",
+            denoise::values_that_are_not_finite_are_counted_and_stay_in_their_row,
+        ),
+        (
+            "a_row_of_a_step_has_the_same_bits_in_any_batch",
+            denoise::a_row_of_a_step_has_the_same_bits_in_any_batch,
+        ),
+        (
+            "the_networks_input_is_each_slot_times_its_factor",
+            denoise::the_networks_input_is_each_slot_times_its_factor,
+        ),
     ];
 
     /// The kernels of one language, on the first device that runs them.

@@ -26,7 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "error",
         ],
     ),
-    ("job", &["samplers", "guidance", "request", "pipeline"]),
+    ("job", &["samplers", "guidance", "ops", "request"]),
     (
         "families",
         &["text", "denoisers", "autoencoder", "samplers", "weights", "nn", "device", "request", "error"],

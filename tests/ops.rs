@@ -4,6 +4,8 @@
 
 #[path = "ops/definitions.rs"]
 mod definitions;
+#[path = "ops/denoise.rs"]
+mod denoise;
 #[path = "ops/host.rs"]
 mod host;
 
@@ -80,6 +82,31 @@ fn a_view_gives_the_bits_of_its_copy() {
 #[test]
 fn a_row_has_the_same_bits_in_any_batch() {
     definitions::a_row_has_the_same_bits_in_any_batch(&cpu());
+}
+
+#[test]
+fn a_step_matches_its_definition() {
+    denoise::a_step_matches_its_definition(&cpu());
+}
+
+#[test]
+fn every_samplers_coefficients_are_carried_out_in_one_batch() {
+    denoise::every_samplers_coefficients_are_carried_out_in_one_batch(&cpu());
+}
+
+#[test]
+fn values_that_are_not_finite_are_counted_and_stay_in_their_row() {
+    denoise::values_that_are_not_finite_are_counted_and_stay_in_their_row(&cpu());
+}
+
+#[test]
+fn a_row_of_a_step_has_the_same_bits_in_any_batch() {
+    denoise::a_row_of_a_step_has_the_same_bits_in_any_batch(&cpu());
+}
+
+#[test]
+fn the_networks_input_is_each_slot_times_its_factor() {
+    denoise::the_networks_input_is_each_slot_times_its_factor(&cpu());
 }
 
 /// Runs on pools of one, two and five threads and asserts that the bits agree.

@@ -5,7 +5,9 @@ mod common;
 #[path = "common/leave.rs"]
 mod leave;
 
-use aquatint::{DeviceChoice, Error, Generation, Pipeline, Precision, Request, Sampler};
+use std::ops::ControlFlow;
+
+use aquatint::{DeviceChoice, Error, Generation, Guidance, Pipeline, Precision, Request, Sampler, Stage};
 use common::parity::{self, Limits};
 use common::{Expected, checkpoint, options};
 use leave::leave;
@@ -72,6 +74,20 @@ fn four_pictures_of_one_request_are_those_of_four_requests() {
     assert!(four == single);
 }
 
+/// The step counts them, so that no more is computed of them.
+fn latents_that_overflow_are_found_before_the_last_step() {
+    let pipeline = load("sd15", Precision::F32);
+    let guidance = Some(Guidance::classifier_free(3e38));
+    let request = Request { steps: Some(4), guidance, ..Request::new("a fox") };
+    let mut steps = 0;
+    let generated = pipeline.generate_with(&request, |progress| {
+        steps = progress.step;
+        ControlFlow::Continue(())
+    });
+    assert!(matches!(generated, Err(Error::NonFinite { stage: Stage::Denoise, .. })));
+    assert!(steps < 3, "{steps}");
+}
+
 fn memory_that_runs_out_is_an_error_and_the_pipeline_works_after_it() {
     let pipeline = load("sd15", Precision::F32);
     let before = bits(&pipeline.generate(&quick()).unwrap());
@@ -125,6 +141,10 @@ fn main() {
         (
             "four_pictures_of_one_request_are_those_of_four_requests",
             four_pictures_of_one_request_are_those_of_four_requests,
+        ),
+        (
+            "latents_that_overflow_are_found_before_the_last_step",
+            latents_that_overflow_are_found_before_the_last_step,
         ),
         (
             "memory_that_runs_out_is_an_error_and_the_pipeline_works_after_it",

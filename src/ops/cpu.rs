@@ -4,6 +4,7 @@
 //! block as they are packed.
 
 pub(crate) mod attention;
+pub(crate) mod denoise;
 pub(crate) mod elementwise;
 pub(crate) mod gemm;
 pub(crate) mod im2col;

@@ -11,6 +11,7 @@
 pub(crate) mod activation;
 pub(crate) mod attention;
 pub(crate) mod conv2d;
+pub(crate) mod denoise;
 pub(crate) mod group_norm;
 pub(crate) mod layer_norm;
 pub(crate) mod matmul;

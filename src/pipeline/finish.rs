@@ -186,7 +186,7 @@ impl Pipeline {
             return Ok(Vec::new());
         }
         let autoencoder = &self.0.model.autoencoder;
-        let latents = Tensor::cat(entries.iter().map(|entry| entry.row.latents.clone()).collect(), 0);
+        let latents = Tensor::cat(entries.iter().map(|entry| entry.row.latents.tensor()).collect(), 0);
         let values =
             download(autoencoder.decode(latents / autoencoder.config().scaling_factor), Stage::Decode)?;
         let length = (values.len() / entries.len()).max(1);
@@ -262,7 +262,7 @@ impl Pipeline {
 }
 
 fn finite_latents(row: &Row) -> Result<Vec<f32>> {
-    let latents = download(row.latents.clone(), Stage::Denoise)?;
+    let latents = download(row.latents.tensor(), Stage::Denoise)?;
     check_finite(&latents, Stage::Denoise, "; a higher precision may help")?;
     Ok(latents)
 }

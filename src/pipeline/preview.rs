@@ -43,7 +43,7 @@ impl Pipeline {
             latents
                 .map(|latents| {
                     let [_, _, height, width] = latents.dims();
-                    let values = download(latents.clone(), Stage::Decode)?;
+                    let values = download(latents.tensor(), Stage::Decode)?;
                     Ok(colours.paint(&values, width, height))
                 })
                 .collect()

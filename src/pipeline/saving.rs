@@ -12,7 +12,7 @@ use crate::error::{Result, Stage};
 use crate::guidance::GuidancePlan;
 use crate::job::saved::{Head, SavedRequest, SavedRow, Tensors, Values, content, decode, encode};
 use crate::job::{Job, Row, SavedJobError};
-use crate::ops;
+use crate::ops::{self, NonFinite, Slot};
 use crate::request::{Input, Request};
 use crate::samplers::Plan;
 use crate::samplers::noise::{Generator, GeneratorState};
@@ -54,13 +54,13 @@ impl Pipeline {
         }
         let mut rows = Vec::new();
         for (index, row) in job.rows.iter().enumerate() {
-            put(&mut tensors, &row_tensor(index, "latents"), row.latents.clone())?;
+            put(&mut tensors, &row_tensor(index, "latents"), row.latents.tensor())?;
             if let Some(denoised) = &row.denoised {
-                put(&mut tensors, &row_tensor(index, "denoised"), denoised.clone())?;
+                put(&mut tensors, &row_tensor(index, "denoised"), denoised.tensor())?;
             }
             for (register, value) in row.registers.iter().enumerate() {
                 if let Some(value) = value {
-                    put(&mut tensors, &row_tensor(index, &format!("register.{register}")), value.clone())?;
+                    put(&mut tensors, &row_tensor(index, &format!("register.{register}")), value.tensor())?;
                 }
             }
             let GeneratorState { words, position, spare } = row.generator.state();
@@ -210,7 +210,8 @@ impl Pipeline {
                 .map_err(|error| content(name, "the state of a generator", error))?;
             let take = |tensors: &mut Tensors, part: &str| {
                 let name = row_tensor(index, part);
-                Ok::<_, SavedJobError>(upload(tensors.take_f32(&name, shape)?, shape, self.device()))
+                let values = upload(tensors.take_f32(&name, shape)?, shape, self.device());
+                Ok::<_, SavedJobError>(Slot::new(values))
             };
             let latents = take(tensors, "latents")?;
             // A value that the sampler goes without would change the picture, and nothing would say so.
@@ -220,7 +221,8 @@ impl Pipeline {
             let registers = registers
                 .map(|(register, held)| held_at(*held, &format!("register.{register}")))
                 .collect::<Result<_, _>>()?;
-            rows.push(Row { seed, generator, latents, registers, denoised });
+            let non_finite = NonFinite::Known(0);
+            rows.push(Row { seed, generator, latents, registers, denoised, non_finite });
         }
         Ok(rows)
     }

@@ -12,6 +12,7 @@ use crate::error::{Error, Result, Stage};
 use crate::guidance::GuidancePlan;
 use crate::image::{resize_lanczos, to_signed};
 use crate::job::{Job, Row};
+use crate::ops::{NonFinite, Slot};
 use crate::request::{Guidance, Input, MAX_SIDE, Request, RequestError};
 use crate::samplers::Plan;
 use crate::samplers::noise::Generator;
@@ -263,9 +264,10 @@ impl Pipeline {
         Row {
             seed,
             generator,
-            latents: upload(latents, shape, self.device()),
+            latents: Slot::new(upload(latents, shape, self.device())),
             registers: vec![None; plan.registers()],
             denoised: None,
+            non_finite: NonFinite::Unknown,
         }
     }
 }

@@ -1,51 +1,37 @@
 //! One denoising step for each of a mixed set of jobs.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Instant;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
-use super::{Pipeline, check_finite, download, no_output};
+use super::{Pipeline, download, no_output, together};
 use crate::denoisers::Conditioning;
-use crate::device::{DeviceError, DeviceKind, guard};
+use crate::device::{DeviceError, DeviceKind};
 use crate::error::{Error, Result, Stage};
-use crate::job::{Job, Row};
+use crate::job::{Job, Predicted, Row};
+use crate::ops::{self, Guided, NonFinite, Slot};
+use crate::samplers::Step;
 
-/// One row of a launch: a picture of a job with the prompt that steers it.
-struct Entry {
-    job: usize,
-    row: usize,
-    half: Half,
-    /// Scaled as the sampler asks, `[1, channels, height, width]`.
-    latents: Tensor<4>,
+/// One row of a launch of the network: a picture of a job with the prompt that steers it.
+struct Entry<'a> {
+    latents: &'a Slot,
+    input_scale: f32,
     timestep: f32,
     /// `[1, tokens, channels]`
-    context: Tensor<3>,
+    context: &'a Tensor<3>,
 }
 
-#[derive(Clone, Copy)]
-enum Half {
-    Positive,
-    Negative,
+/// A row on its way through one step.
+struct Moving<'a> {
+    job: &'a Job,
+    step: &'a Step,
+    row: Row,
 }
 
-/// What the network predicted for the rows of one job.
-#[derive(Default)]
-struct Outputs {
-    positive: Vec<Option<Tensor<4>>>,
-    negative: Vec<Option<Tensor<4>>>,
-    failure: Option<Error>,
-}
-
-impl Outputs {
-    fn slot(&mut self, entry: &Entry) -> Option<&mut Option<Tensor<4>>> {
-        let slots = match entry.half {
-            Half::Positive => &mut self.positive,
-            Half::Negative => &mut self.negative,
-        };
-        slots.get_mut(entry.row)
-    }
-}
+/// Counts that were read from the device, each once.
+type Counts = Vec<(Arc<Tensor<2>>, Vec<f32>)>;
 
 impl Pipeline {
     /// One denoising step for each job, in the order given. The jobs may differ in sampler, step count,
@@ -58,32 +44,46 @@ impl Pipeline {
         self.0.target.run(|| self.step_all(jobs))
     }
 
-    /// [`step`](Self::step), and waits for the device. A failure that shows only there is every job's, and
-    /// each stays where it was.
+    /// [`step`](Self::step), and waits for the device: non-finite latents are found here wherever the step counts
+    /// them. A failure that shows only there is every job's, and each stays where it was.
     pub(crate) fn step_and_wait(&self, jobs: &mut [&mut Job]) -> Vec<Result<()>> {
         let before: Vec<(usize, Vec<Row>)> = jobs.iter().map(|job| (job.index, job.rows.clone())).collect();
-        let results = self.step(jobs);
-        let Err(error) = self.0.target.device.sync() else {
-            return results;
-        };
-        for (job, (index, rows)) in jobs.iter_mut().zip(before) {
-            (job.index, job.rows) = (index, rows);
+        let mut results = self.step(jobs);
+        if let Err(error) = self.0.target.device.sync() {
+            results =
+                jobs.iter().map(|_| Err(DeviceError::execution(Stage::Denoise, &error).into())).collect();
         }
-        jobs.iter().map(|_| Err(DeviceError::execution(Stage::Denoise, &error).into())).collect()
+        let mut counts = Counts::new();
+        for ((job, (index, rows)), result) in jobs.iter_mut().zip(before).zip(&mut results) {
+            if result.is_ok() && job.index > index {
+                *result = job.rows.iter().try_for_each(|row| self.check_row(row, Some(&mut counts)));
+            }
+            if result.is_err() {
+                (job.index, job.rows) = (index, rows);
+            }
+        }
+        results
     }
 
     fn step_all(&self, jobs: &mut [&mut Job]) -> Vec<Result<()>> {
         let begun = Instant::now();
-        let (groups, mut outputs) = self.entries(jobs);
-        for entries in groups.into_values() {
-            let mut entries = entries.into_iter().peekable();
-            while entries.peek().is_some() {
-                let launch: Vec<Entry> = entries.by_ref().take(self.0.max_batch).collect();
-                self.launch(&launch, &mut outputs);
+        let mut results: Vec<Result<()>> = jobs.iter().map(|job| self.check_owner(job)).collect();
+        let mut sizes = BTreeMap::<(u32, u32), Vec<usize>>::new();
+        for (index, (job, result)) in jobs.iter().zip(&results).enumerate() {
+            if result.is_ok() && !job.is_done() {
+                sizes.entry((job.width, job.height)).or_default().push(index);
             }
         }
-        let results: Vec<Result<()>> =
-            jobs.iter_mut().zip(outputs).map(|(job, outputs)| self.advance(job, outputs)).collect();
+        for indices in sizes.into_values() {
+            let group: Vec<&Job> =
+                indices.iter().filter_map(|index| jobs.get(*index).map(|job| &**job)).collect();
+            let moved = together(&group, Stage::Denoise, &|jobs| self.advance(jobs));
+            for (index, rows) in indices.into_iter().zip(moved) {
+                if let (Some(job), Some(result)) = (jobs.get_mut(index), results.get_mut(index)) {
+                    *result = rows.and_then(|rows| self.settle_rows(job, rows));
+                }
+            }
+        }
         let elapsed = begun.elapsed();
         for job in jobs.iter_mut() {
             job.denoising += elapsed;
@@ -91,110 +91,90 @@ impl Pipeline {
         results
     }
 
-    /// The rows to compute, grouped by shape.
-    fn entries(&self, jobs: &[&mut Job]) -> (BTreeMap<[usize; 3], Vec<Entry>>, Vec<Outputs>) {
-        let mut groups = BTreeMap::<_, Vec<Entry>>::new();
-        let mut outputs: Vec<Outputs> = jobs.iter().map(|_| Outputs::default()).collect();
-        for (index, (job, outputs)) in jobs.iter().zip(&mut outputs).enumerate() {
-            let Some(step) = job.next().filter(|_| self.check_owner(job).is_ok()) else {
-                continue;
-            };
-            outputs.positive = vec![None; job.rows.len()];
-            outputs.negative = vec![None; job.rows.len()];
-            for (row, state) in job.rows.iter().enumerate() {
-                let scaled = if step.input_scale == 1.0 {
-                    state.latents.clone()
-                } else {
-                    state.latents.clone() * step.input_scale
-                };
-                let [_, _, height, width] = scaled.dims();
-                let positive = (Half::Positive, &job.positive);
-                let negative = job.negative().map(|(_, states)| (Half::Negative, states));
-                for (half, context) in std::iter::once(positive).chain(negative) {
-                    groups.entry([height, width, context.dims()[1]]).or_default().push(Entry {
-                        job: index,
-                        row,
-                        half,
-                        latents: scaled.clone(),
-                        timestep: step.timestep,
-                        context: context.clone(),
-                    });
-                }
-            }
-        }
-        (groups, outputs)
-    }
-
-    /// One call of the network. Where it fails, each job's rows are tried alone, so that one that asks too
-    /// much of the device fails alone.
-    fn launch(&self, entries: &[Entry], outputs: &mut [Outputs]) {
-        let failure = match self.predict_entries(entries) {
-            Ok(predicted) => {
-                for (index, entry) in entries.iter().enumerate() {
-                    let slot = outputs.get_mut(entry.job).and_then(|outputs| outputs.slot(entry));
-                    if let Some(slot) = slot {
-                        *slot = Some(predicted.clone().narrow(0, index, 1));
-                    }
-                }
-                return;
-            }
-            Err(error) => error,
-        };
-        let mut jobs = entries.chunk_by(|a, b| a.job == b.job).peekable();
-        match (jobs.next(), jobs.peek()) {
-            (Some(job), None) => {
-                let failed = job.first().and_then(|entry| outputs.get_mut(entry.job));
-                if let Some(outputs) = failed {
-                    outputs.failure = Some(failure);
-                }
-            }
-            (first, _) => first.into_iter().chain(jobs).for_each(|job| self.launch(job, outputs)),
-        }
-    }
-
-    fn predict_entries(&self, entries: &[Entry]) -> Result<Tensor<4>> {
-        guard(Stage::Denoise, || {
-            let latents = Tensor::cat(entries.iter().map(|entry| entry.latents.clone()).collect(), 0);
-            let context = Tensor::cat(entries.iter().map(|entry| entry.context.clone()).collect(), 0);
-            let timesteps: Vec<f32> = entries.iter().map(|entry| entry.timestep).collect();
-            let predicted = self.0.model.denoiser.forward(latents, &timesteps, &Conditioning { context });
-            Ok(predicted.cast(DType::F32))
-        })
-    }
-
-    /// Guidance and the sampler, for every picture of one job; all of them move, or none.
-    fn advance(&self, job: &mut Job, outputs: Outputs) -> Result<()> {
-        self.check_owner(job)?;
-        let Some(step) = job.next() else {
-            return Ok(());
-        };
-        if let Some(failure) = outputs.failure {
-            return Err(failure);
-        }
-        let guidance = job.negative().map(|(plan, _)| plan);
-        let rows = guard(Stage::Denoise, || {
-            let halves = outputs.positive.into_iter().zip(outputs.negative);
-            let moved = job.rows.iter().zip(halves).map(|(row, (positive, negative))| {
-                let positive = positive.ok_or_else(|| no_output(Stage::Denoise))?;
-                let output = match (guidance, negative) {
-                    (Some(plan), Some(negative)) => plan.combine(positive, negative),
-                    _ => positive,
-                };
-                let row = row.advance(step, output);
-                self.check_latents(&row)?;
-                Ok(row)
-            });
-            moved.collect::<Result<Vec<Row>>>()
-        })?;
+    /// All pictures of a job move, or none.
+    fn settle_rows(&self, job: &mut Job, rows: Vec<Row>) -> Result<()> {
+        rows.iter().try_for_each(|row| self.check_row(row, None))?;
         job.rows = rows;
         job.index += 1;
         Ok(())
     }
 
-    fn check_latents(&self, row: &Row) -> Result<()> {
-        if self.0.target.kind != DeviceKind::Cpu {
+    /// The rows of jobs of one size after their next steps.
+    fn advance(&self, jobs: &[&Job]) -> Result<Vec<Vec<Row>>> {
+        let mut moving = Vec::new();
+        for job in jobs {
+            let step = job.next().ok_or_else(|| no_output(Stage::Denoise))?;
+            moving.extend(job.rows.iter().map(|row| Moving { job, step, row: row.clone() }));
+        }
+        ops::side_by_side(moving.iter_mut().flat_map(|moving| moving.row.slots()).collect());
+        let (predictions, predicted) = self.predict_rows(&moving)?;
+        let noise: Vec<_> = moving.iter_mut().map(|moving| moving.row.draw(moving.step)).collect();
+        let rows = moving.iter().zip(predicted).zip(noise);
+        let rows = rows.map(|((moving, predicted), noise)| moving.row.step(moving.step, predicted, noise));
+        let stepped = ops::denoise_step(predictions, rows.collect());
+        let mut moved =
+            moving.iter().zip(stepped).map(|(moving, stepped)| moving.row.moved(moving.step, stepped));
+        let rows = |job: &&Job| moved.by_ref().take(job.rows.len()).collect::<Option<Vec<Row>>>();
+        jobs.iter().map(rows).collect::<Option<_>>().ok_or_else(|| no_output(Stage::Denoise))
+    }
+
+    /// The network's predictions for all rows, `[predictions, channels, height, width]`, and which of them are whose.
+    fn predict_rows(&self, moving: &[Moving]) -> Result<(Tensor<4>, Vec<Predicted>)> {
+        let mut entries = Vec::new();
+        let mut predicted = Vec::with_capacity(moving.len());
+        for Moving { job, step, row } in moving {
+            let mut push = |context| {
+                let (input_scale, timestep) = (step.input_scale, step.timestep);
+                entries.push(Entry { latents: &row.latents, input_scale, timestep, context });
+                entries.len() - 1
+            };
+            let positive = push(&job.positive);
+            let guided = job.negative().map(|(plan, context)| Guided {
+                negative: push(context),
+                scale: plan.scale,
+                rescale: plan.rescale,
+            });
+            predicted.push(Predicted { positive, guided });
+        }
+        let mut launches: Vec<_> =
+            entries.chunks(self.0.max_batch).map(|launch| self.launch(launch)).collect();
+        let predictions = match launches.len() {
+            1 => launches.pop().ok_or_else(|| no_output(Stage::Denoise))?,
+            _ => Tensor::cat(launches, 0),
+        };
+        Ok((predictions, predicted))
+    }
+
+    /// One call of the network.
+    fn launch(&self, entries: &[Entry]) -> Tensor<4> {
+        let latents: Vec<_> = entries.iter().map(|entry| (entry.latents, entry.input_scale)).collect();
+        let latents = ops::denoise_input(&latents, self.0.target.dtype);
+        let context = Tensor::cat(entries.iter().map(|entry| entry.context.clone()).collect(), 0);
+        let timesteps: Vec<f32> = entries.iter().map(|entry| entry.timestep).collect();
+        self.0.model.denoiser.forward(latents, &timesteps, &Conditioning { context })
+    }
+
+    /// Refuses a row with non-finite latents: where they were counted on the device only with `counts`, since reading
+    /// them waits for it.
+    fn check_row(&self, row: &Row, counts: Option<&mut Counts>) -> Result<()> {
+        let count = match (&row.non_finite, counts) {
+            (NonFinite::Known(count), _) => *count,
+            (NonFinite::Kept { counts, row }, Some(read)) => {
+                if !read.iter().any(|(known, _)| Arc::ptr_eq(known, counts)) {
+                    read.push((counts.clone(), download(Tensor::clone(counts), Stage::Denoise)?));
+                }
+                let parts = counts.dims()[1];
+                let found = read.iter().find(|(known, _)| Arc::ptr_eq(known, counts));
+                let parts = found.map(|(_, values)| values.iter().skip(row * parts).take(parts));
+                parts.into_iter().flatten().sum::<f32>() as usize
+            }
+            (NonFinite::Kept { .. }, None) | (NonFinite::Unknown, _) => 0,
+        };
+        if count == 0 {
             return Ok(());
         }
-        check_finite(&download(row.latents.clone(), Stage::Denoise)?, Stage::Denoise, "")
+        let total = row.latents.dims().iter().product();
+        let hint = if self.0.target.kind == DeviceKind::Cpu { "" } else { "; a higher precision may help" };
+        Err(Error::NonFinite { stage: Stage::Denoise, count, total, hint })
     }
 }

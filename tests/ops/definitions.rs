@@ -83,7 +83,7 @@ impl On {
 
     /// `tolerance` is relative to the sum of the terms' magnitudes; storing in `dtype` adds half a unit in the last place.
     #[track_caller]
-    fn assert_close<const D: usize>(
+    pub(crate) fn assert_close<const D: usize>(
         &self,
         actual: Tensor<D>,
         expected: &[Exact],

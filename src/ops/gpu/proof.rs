@@ -8,10 +8,11 @@ use serde_json::{Value, json};
 
 use super::attention::{Attention, CUDA_HEAD_DIMS};
 use super::conv2d::{Added, Convolution};
+use super::denoise::Entry;
 use super::group_norm::GroupNorm;
 use super::matmul::Product;
 use super::plan::{Language, Plan, Target, name};
-use super::{activation, layer_norm, upsample};
+use super::{activation, denoise, layer_norm, upsample};
 use crate::ops::activation::Unary;
 use crate::ops::{Activation, Conv2d, Mask};
 
@@ -206,10 +207,28 @@ fn attention() -> Vec<Call<'static>> {
     calls
 }
 
+/// A step of four rows, and what the network sees of them.
+fn denoising() -> Vec<Call<'static>> {
+    // One element has no deviation.
+    let call = |elements: usize| Call {
+        operation: "denoise_step",
+        arguments: json!({ "elements": elements }),
+        batch: 4,
+        plans: Box::new(move |target, rows| {
+            let plan = |entry| denoise::plan(target, entry, rows, elements).unwrap();
+            [Entry::Deviations, Entry::Step, Entry::Input].map(plan).to_vec()
+        }),
+    };
+    [2, 63, 1024, 1029, 2500].map(call).into()
+}
+
 fn calls(target: Target) -> Vec<Call<'static>> {
     // Sizes that are whole vectors in every dtype, or in none.
     let chunk = target.chunk();
-    [pointwise(chunk), norms(chunk), products(chunk), attention()].into_iter().flatten().collect()
+    [pointwise(chunk), norms(chunk), products(chunk), attention(), denoising()]
+        .into_iter()
+        .flatten()
+        .collect()
 }
 
 fn cuda(elem: DType) -> Target {

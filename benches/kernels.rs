@@ -1,5 +1,5 @@
-//! Every operation at the shapes of an SD1.5-size U-Net and of the embedded model, on every device present: this crate's
-//! kernel (`kernel`) beside the same in burn's own operations (`burn`).
+//! Every operation at the shapes of an SD1.5-size U-Net, of the embedded model and of a diffusion transformer, on every
+//! device present: this crate's kernel (`kernel`) beside the same in burn's own operations (`burn`).
 //!
 //! `cargo bench --bench kernels` (CPU), `--features wgpu` and `cuda` for more; criterion's "elem/s" are floating-point
 //! operations a second, or elements for what only moves memory. A device that is absent is named and passed over.
@@ -7,7 +7,7 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use aquatint::ops::{self, Activation, Conv2d, Mask};
+use aquatint::ops::{self, Activation, Conv2d, Gelu, Mask};
 use burn::tensor::{DType, Device, Distribution, Tensor};
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 
@@ -179,9 +179,48 @@ fn memory_bound(criterion: &mut Criterion, place: &Place) {
     }
 }
 
+/// Tokens, heads: FLUX and a smaller transformer at 512². A head has 128 channels.
+const TRANSFORMER: [[usize; 2]; 2] = [[1024, 24], [1024, 12]];
+
+fn transformer(criterion: &mut Criterion, place: &Place) {
+    const HEAD_DIM: usize = 128;
+    for [tokens, heads] in TRANSFORMER {
+        let channels = heads * HEAD_DIM;
+        let count = tokens * channels;
+        let shape = format!("{tokens}x{channels}");
+        let (x, residual) = (place.random([1, tokens, channels]), place.random([1, tokens, channels]));
+        let (weight, row) = (place.random([channels]), place.random([1, channels]));
+        let kernel = || ops::rms_norm(x.clone(), &weight, 1e-6);
+        let burn = || ops::reference::rms_norm(x.clone(), &weight, 1e-6);
+        place.pair(criterion, &format!("rms_norm {shape}"), count, kernel, burn);
+        let kernel = || ops::layer_norm_modulate(x.clone(), &row, &row, 1e-6);
+        let burn = || ops::reference::layer_norm_modulate(x.clone(), &row, &row, 1e-6);
+        place.pair(criterion, &format!("layer_norm_modulate {shape}"), count, kernel, burn);
+        let kernel = || ops::gate_residual(residual.clone(), x.clone(), &row);
+        let burn = || ops::reference::gate_residual(residual.clone(), x.clone(), &row);
+        place.pair(criterion, &format!("gate_residual {shape}"), count, kernel, burn);
+        let kernel = || ops::swiglu(x.clone());
+        let burn = || ops::reference::swiglu(x.clone());
+        place.pair(criterion, &format!("swiglu {shape}"), count / 2, kernel, burn);
+        for form in [Gelu::Exact, Gelu::Tanh] {
+            let kernel = || ops::bias_gelu(x.clone(), &weight, form);
+            let burn = || ops::reference::bias_gelu(x.clone(), &weight, form);
+            place.pair(criterion, &format!("bias_gelu {form:?} {shape}"), count, kernel, burn);
+        }
+        let head = place.random([HEAD_DIM]);
+        let tables = Place { dtype: DType::F32, ..place.clone() };
+        let (cos, sin) =
+            (tables.random([tokens, HEAD_DIM / 2]).cos(), tables.random([tokens, HEAD_DIM / 2]).sin());
+        let kernel = || ops::qk_norm_rope(x.clone(), residual.clone(), &head, &head, &cos, &sin, 1e-6).0;
+        let burn =
+            || ops::reference::qk_norm_rope(x.clone(), residual.clone(), &head, &head, &cos, &sin, 1e-6).0;
+        place.pair(criterion, &format!("qk_norm_rope {shape}"), 2 * count, kernel, burn);
+    }
+}
+
 fn kernels(criterion: &mut Criterion) {
     for place in places() {
-        for measure in [linear, conv2d, attention, memory_bound] {
+        for measure in [linear, conv2d, attention, memory_bound, transformer] {
             measure(criterion, &place);
         }
     }

@@ -35,11 +35,16 @@ def plain(elem):
     return [{}]
 
 
-def layer_norm(elem):
+def rows(elem):
     """Channels of the models, a few, and the most that a warp holds."""
     wide = chunk(elem)
-    packs = sorted({-(-channels // (32 * wide)) for channels in (128, 320, 640, 768, 1280, 4096)})
+    packs = sorted({-(-channels // (32 * wide)) for channels in (128, 320, 640, 768, 1280, 3072, 4096)})
     return [{"WIDTH": 1, "PACKS": n} for n in (1, 40, 64)] + [{"WIDTH": wide, "PACKS": n} for n in packs]
+
+
+def pairs(elem):
+    """Heads of at most 256 channels."""
+    return [{"WIDTH": width, "PACKS": packs} for width in (2, 4) for packs in (1, 2)]
 
 
 def tiles(elem):
@@ -55,8 +60,13 @@ GEMM = ("common.cuh", "mma.cuh", "gemm.cuh")
 
 OPERATIONS = {
     "group_norm": Operation(("common.cuh", "group_norm.cu"), ("group_norm_statistics", "group_norm"), widths),
-    "layer_norm": Operation(("common.cuh", "layer_norm.cu"), ("layer_norm",), layer_norm),
+    "layer_norm": Operation(("common.cuh", "layer_norm.cu"), ("layer_norm", "layer_norm_modulate"), rows),
+    "rms_norm": Operation(("common.cuh", "rms_norm.cu"), ("rms_norm",), rows),
+    "qk_norm_rope": Operation(("common.cuh", "qk_norm_rope.cu"), ("qk_norm_rope",), pairs),
+    "gate_residual": Operation(("common.cuh", "gate_residual.cu"), ("gate_residual",), widths),
     "geglu": Operation(("common.cuh", "geglu.cu"), ("geglu",), widths),
+    "swiglu": Operation(("common.cuh", "swiglu.cu"), ("swiglu",), widths),
+    "bias_gelu": Operation(("common.cuh", "bias_gelu.cu"), ("bias_gelu", "bias_gelu_tanh"), widths),
     "activation": Operation(("common.cuh", "activation.cu"), ("activation",), widths),
     "upsample_nearest_2x": Operation(
         ("common.cuh", "upsample_nearest_2x.cu"), ("upsample_nearest_2x",), widths
@@ -83,10 +93,12 @@ def label(constants):
     return " ".join(f"{name}={value}" for name, value in constants.items())
 
 
-def planned(operation=None):
-    """The calls of host/plans.json, an operation's or all of them, with the launches that the crate makes for each."""
+def planned(operation=None, entry=None):
+    """The calls of host/plans.json with the launches that the crate makes for each: all of them, an operation's, or those
+    that begin with one of its entries."""
     calls = [SimpleNamespace(**call) for call in json.loads((HERE / "host" / "plans.json").read_text())]
     found = [call for call in calls if operation in (None, call.operation)]
+    found = [call for call in found if entry in (None, call.plans[0]["entry"])]
     assert found, f"no call of {operation} in host/plans.json"
     return found
 

@@ -20,7 +20,9 @@ mod embedding;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 mod gpu;
 mod linear;
+mod modulate;
 mod norm;
+mod rope;
 mod upsample;
 
 use burn::tensor::{DType, Device, Tensor};
@@ -54,6 +56,15 @@ pub enum Activation {
     None,
     /// `x * sigmoid(x)`.
     Silu,
+}
+
+/// A form of the gelu, in [`bias_gelu`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gelu {
+    /// `x / 2 * (1 + erf(x / sqrt(2)))`.
+    Exact,
+    /// `x / 2 * (1 + tanh(sqrt(2 / π) * (x + 0.044715 x³)))`, PyTorch's `approximate="tanh"`.
+    Tanh,
 }
 
 /// Which keys a query sees in `attention`.
@@ -173,6 +184,58 @@ pub fn layer_norm(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f32) 
     norm::layer_norm_reference(x, weight, bias, eps)
 }
 
+/// `x / sqrt(mean(x²) + eps) * weight` over each token's channels (Zhang & Sennrich 2019), as diffusers' `RMSNorm`
+/// in f32.
+///
+/// * `x`: `[batch, tokens, channels]`; `weight`: `[channels]`; `eps`: in units of `x²`
+pub fn rms_norm(x: Tensor<3>, weight: &Tensor<1>, eps: f32) -> Tensor<3> {
+    on_cpu!(x, norm::rms_norm_cpu(x, weight, eps));
+    on_gpu!(gpu::rms_norm::rms_norm(x.clone(), weight, eps));
+    norm::rms_norm_reference(x, weight, eps)
+}
+
+/// `(x - mean) / sqrt(var + eps) * (1 + scale) + shift` over each token's channels: a [`layer_norm`] whose weights come
+/// from the picture's conditioning (AdaLN, Peebles & Xie 2023), as diffusers' `AdaLayerNormZero` applies it.
+///
+/// * `x`: `[batch, tokens, channels]`; `scale`, `shift`: `[batch, channels]`, one row a picture
+/// * `eps`: in units of `x²`; mean and biased variance over the channels
+pub fn layer_norm_modulate(x: Tensor<3>, scale: &Tensor<2>, shift: &Tensor<2>, eps: f32) -> Tensor<3> {
+    on_cpu!(x, modulate::layer_norm_modulate_cpu(x, scale, shift, eps));
+    on_gpu!(gpu::modulate::layer_norm_modulate(x.clone(), scale, shift, eps));
+    modulate::layer_norm_modulate_reference(x, scale, shift, eps)
+}
+
+/// `residual + gate * x`: how a transformer's block adds its branch (AdaLN-zero, Peebles & Xie 2023).
+///
+/// * `residual`, `x`: `[batch, tokens, channels]`; `gate`: `[batch, channels]`, one row a picture
+pub fn gate_residual(residual: Tensor<3>, x: Tensor<3>, gate: &Tensor<2>) -> Tensor<3> {
+    on_gpu!(gpu::modulate::gate_residual(residual.clone(), x.clone(), gate));
+    modulate::gate_residual_reference(residual, x, gate)
+}
+
+/// For every head of `q` and of `k`: `n = x / sqrt(mean(x²) + eps) * weight` over the head's channels (Zhang & Sennrich
+/// 2019), then rotary positions (Su et al. 2021) on neighbours, as FLUX and Qwen-Image pair them (diffusers'
+/// `apply_rotary_emb` with `use_real_unbind_dim=-1`): `y[2i] = n[2i] cos[i] - n[2i + 1] sin[i]`,
+/// `y[2i + 1] = n[2i + 1] cos[i] + n[2i] sin[i]`.
+///
+/// * `q`: `[batch, tokens, heads * d]`, `k`: `[batch, tokens, key heads * d]`, with an even `d`
+/// * `q_weight`, `k_weight`: `[d]`, the same for every head; `eps`: in units of `x²`
+/// * `cos`, `sin`: `[tokens, d / 2]` in f32, of each token's angles, the same for every picture and head
+/// * returns `q` and `k` in their shapes
+pub fn qk_norm_rope(
+    q: Tensor<3>,
+    k: Tensor<3>,
+    q_weight: &Tensor<1>,
+    k_weight: &Tensor<1>,
+    cos: &Tensor<2>,
+    sin: &Tensor<2>,
+    eps: f32,
+) -> (Tensor<3>, Tensor<3>) {
+    on_cpu!(q, rope::cpu(q, k, q_weight, k_weight, cos, sin, eps));
+    on_gpu!(gpu::rope::qk_norm_rope([q.clone(), k.clone()], [q_weight, k_weight], [cos, sin], eps));
+    rope::reference(q, k, q_weight, k_weight, cos, sin, eps)
+}
+
 /// `softmax(q · kᵀ / sqrt(d)) · v` for each head (Vaswani et al. 2017).
 ///
 /// * `q`: `[batch, queries, heads * d]`; `k`, `v`: `[batch, keys, heads * d]`
@@ -188,9 +251,27 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: M
 ///
 /// * `x`: `[batch, tokens, 2 * channels]`; returns `[batch, tokens, channels]`
 pub fn geglu(x: Tensor<3>) -> Tensor<3> {
-    on_cpu!(x, activation::geglu_cpu(x));
-    on_gpu!(gpu::activation::geglu(x.clone()));
+    on_cpu!(x, activation::gated_cpu(x, activation::Gate::Gelu));
+    on_gpu!(gpu::activation::gated(x.clone(), activation::Gate::Gelu));
     activation::geglu_reference(x)
+}
+
+/// `a * silu(b)`, where `a` and `b` are the two halves of the channels (Shazeer 2020), the order of diffusers' `SwiGLU`.
+///
+/// * `x`: `[batch, tokens, 2 * channels]`; returns `[batch, tokens, channels]`
+pub fn swiglu(x: Tensor<3>) -> Tensor<3> {
+    on_cpu!(x, activation::gated_cpu(x, activation::Gate::Silu));
+    on_gpu!(gpu::activation::gated(x.clone(), activation::Gate::Silu));
+    activation::swiglu_reference(x)
+}
+
+/// `gelu(x + bias)` (Hendrycks & Gimpel 2016).
+///
+/// * `x`: `[batch, tokens, channels]`; `bias`: `[channels]`
+pub fn bias_gelu(x: Tensor<3>, bias: &Tensor<1>, form: Gelu) -> Tensor<3> {
+    on_cpu!(x, activation::bias_gelu_cpu(x, bias, form));
+    on_gpu!(gpu::activation::bias_gelu(x.clone(), bias, form));
+    activation::bias_gelu_reference(x, bias, form)
 }
 
 /// `x / 2 * (1 + erf(x / sqrt(2)))`.
@@ -275,11 +356,20 @@ pub fn side_by_side(slots: Vec<&mut Slot>) {
 /// The plain burn forms, for tests.
 #[doc(hidden)]
 pub mod reference {
-    pub use super::activation::geglu_reference as geglu;
+    pub use super::activation::{
+        bias_gelu_reference as bias_gelu, geglu_reference as geglu, swiglu_reference as swiglu,
+    };
     pub use super::attention::reference as attention;
     pub use super::conv::reference as conv2d;
     pub use super::denoise::{input_reference as denoise_input, reference as denoise_step};
     pub use super::linear::reference as linear;
-    pub use super::norm::{group_norm_reference as group_norm, layer_norm_reference as layer_norm};
+    pub use super::modulate::{
+        gate_residual_reference as gate_residual, layer_norm_modulate_reference as layer_norm_modulate,
+    };
+    pub use super::norm::{
+        group_norm_reference as group_norm, layer_norm_reference as layer_norm,
+        rms_norm_reference as rms_norm,
+    };
+    pub use super::rope::reference as qk_norm_rope;
     pub use super::upsample::reference as upsample_nearest_2x;
 }

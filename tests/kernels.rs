@@ -14,6 +14,9 @@ mod host;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[path = "common/leave.rs"]
 mod leave;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[path = "ops/transformer.rs"]
+mod transformer;
 
 #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
 fn main() {
@@ -33,7 +36,7 @@ mod on_gpu {
     use std::panic::catch_unwind;
     use std::sync::{Arc, Mutex};
 
-    use aquatint::ops::{self, Activation, Conv2d, DenoiseRow, Estimate, Guided, Mask, Slot, Source};
+    use aquatint::ops::{self, Activation, Conv2d, DenoiseRow, Estimate, Gelu, Guided, Mask, Slot, Source};
     use aquatint::{DeviceChoice, LoadOptions, Pipeline, Precision, Request};
     use burn::tensor::{DType, Device, DeviceType, Tensor};
     use cubecl::logging::{LaunchObservation, LaunchObserver};
@@ -43,6 +46,7 @@ mod on_gpu {
     use crate::denoise;
     use crate::host::Sums;
     use crate::leave::leave;
+    use crate::transformer;
 
     #[derive(Default)]
     struct Seen(Mutex<Vec<&'static str>>);
@@ -123,6 +127,30 @@ mod on_gpu {
             assert_eq!(launches(|| drop(ops::quick_gelu(tokens.clone()))), [quick_gelu]);
             assert_eq!(launches(|| drop(ops::silu(tokens.clone()))), [silu]);
             assert_eq!(launches(|| drop(ops::upsample_nearest_2x(map.clone()))), ["upsample_nearest_2x"]);
+        }
+    }
+
+    fn every_operation_of_a_transformer_launches_its_kernel_and_nothing_else(on: &On) {
+        for &dtype in on.dtypes {
+            let tokens = dense(on.random([2, 5, 24], dtype, 1, 1.0).0);
+            let row = dense(on.random([2, 24], dtype, 2, 1.0).0);
+            let weight = dense(on.random([24], dtype, 3, 1.0).0);
+            let head = dense(on.random([12], dtype, 4, 1.0).0);
+            let table = dense(on.random([5, 6], DType::F32, 5, 1.0).0);
+            let found = launches(|| drop(ops::rms_norm(tokens.clone(), &weight, 1e-6)));
+            assert_eq!(found, ["rms_norm"]);
+            let found = launches(|| drop(ops::layer_norm_modulate(tokens.clone(), &row, &row, 1e-6)));
+            assert_eq!(found, ["layer_norm_modulate"]);
+            let found = launches(|| drop(ops::gate_residual(tokens.clone(), tokens.clone(), &row)));
+            assert_eq!(found, ["gate_residual"]);
+            assert_eq!(launches(|| drop(ops::swiglu(tokens.clone()))), ["swiglu"]);
+            for (form, name) in [(Gelu::Exact, "bias_gelu"), (Gelu::Tanh, "bias_gelu_tanh")] {
+                assert_eq!(launches(|| drop(ops::bias_gelu(tokens.clone(), &weight, form))), [name]);
+            }
+            let rope = || {
+                drop(ops::qk_norm_rope(tokens.clone(), tokens.clone(), &head, &head, &table, &table, 1e-6));
+            };
+            assert_eq!(launches(rope), ["qk_norm_rope"]);
         }
     }
 
@@ -223,6 +251,10 @@ mod on_gpu {
 
     const TESTS: &[(&str, Test)] = &[
         (
+            "every_operation_of_a_transformer_launches_its_kernel_and_nothing_else",
+            every_operation_of_a_transformer_launches_its_kernel_and_nothing_else,
+        ),
+        (
             "a_denoising_step_takes_half_as_many_launches_as_burns_own_operations",
             a_denoising_step_takes_half_as_many_launches_as_burns_own_operations,
         ),
@@ -269,6 +301,27 @@ mod on_gpu {
         (
             "the_networks_input_is_each_slot_times_its_factor",
             denoise::the_networks_input_is_each_slot_times_its_factor,
+        ),
+        ("rms_norm_matches_its_definition", transformer::rms_norm_matches_its_definition),
+        (
+            "layer_norm_modulate_matches_its_definition",
+            transformer::layer_norm_modulate_matches_its_definition,
+        ),
+        ("gate_residual_matches_its_definition", transformer::gate_residual_matches_its_definition),
+        ("swiglu_gates_the_first_half_by_the_second", transformer::swiglu_gates_the_first_half_by_the_second),
+        ("bias_gelu_matches_its_definition", transformer::bias_gelu_matches_its_definition),
+        ("qk_norm_rope_matches_its_definition", transformer::qk_norm_rope_matches_its_definition),
+        (
+            "a_transformers_operations_are_those_of_diffusers",
+            transformer::a_transformers_operations_are_those_of_diffusers,
+        ),
+        (
+            "a_transformers_row_has_the_same_bits_in_any_batch",
+            transformer::a_transformers_row_has_the_same_bits_in_any_batch,
+        ),
+        (
+            "a_transformers_view_gives_the_bits_of_its_copy",
+            transformer::a_transformers_view_gives_the_bits_of_its_copy,
         ),
     ];
 

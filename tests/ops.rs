@@ -8,8 +8,10 @@ mod definitions;
 mod denoise;
 #[path = "ops/host.rs"]
 mod host;
+#[path = "ops/transformer.rs"]
+mod transformer;
 
-use aquatint::ops::{self, Activation, Conv2d, Mask};
+use aquatint::ops::{self, Activation, Conv2d, Gelu, Mask};
 use burn::tensor::{DType, Device, Tensor};
 use definitions::{On, bits, read};
 use host::Sums;
@@ -109,6 +111,51 @@ fn the_networks_input_is_each_slot_times_its_factor() {
     denoise::the_networks_input_is_each_slot_times_its_factor(&cpu());
 }
 
+#[test]
+fn rms_norm_matches_its_definition() {
+    transformer::rms_norm_matches_its_definition(&cpu());
+}
+
+#[test]
+fn layer_norm_modulate_matches_its_definition() {
+    transformer::layer_norm_modulate_matches_its_definition(&cpu());
+}
+
+#[test]
+fn gate_residual_matches_its_definition() {
+    transformer::gate_residual_matches_its_definition(&cpu());
+}
+
+#[test]
+fn swiglu_gates_the_first_half_by_the_second() {
+    transformer::swiglu_gates_the_first_half_by_the_second(&cpu());
+}
+
+#[test]
+fn bias_gelu_matches_its_definition() {
+    transformer::bias_gelu_matches_its_definition(&cpu());
+}
+
+#[test]
+fn qk_norm_rope_matches_its_definition() {
+    transformer::qk_norm_rope_matches_its_definition(&cpu());
+}
+
+#[test]
+fn a_transformers_operations_are_those_of_diffusers() {
+    transformer::a_transformers_operations_are_those_of_diffusers(&cpu());
+}
+
+#[test]
+fn a_transformers_row_has_the_same_bits_in_any_batch() {
+    transformer::a_transformers_row_has_the_same_bits_in_any_batch(&cpu());
+}
+
+#[test]
+fn a_transformers_view_gives_the_bits_of_its_copy() {
+    transformer::a_transformers_view_gives_the_bits_of_its_copy(&cpu());
+}
+
 /// Runs on pools of one, two and five threads and asserts that the bits agree.
 #[track_caller]
 fn assert_same_on_any_threads<const D: usize>(compute: impl Fn() -> Tensor<D> + Sync, what: &str) {
@@ -165,4 +212,20 @@ fn bits_do_not_depend_on_the_thread_count() {
     let attention = || ops::attention(tokens.clone(), tokens.clone(), tokens.clone(), 3, Mask::Causal);
     assert_same_on_any_threads(attention, "attention");
     assert_same_on_any_threads(|| ops::geglu(tokens.clone()), "geglu");
+    assert_same_on_any_threads(|| ops::swiglu(tokens.clone()), "swiglu");
+    assert_same_on_any_threads(|| ops::bias_gelu(tokens.clone(), &affine, Gelu::Exact), "bias_gelu");
+    assert_same_on_any_threads(|| ops::rms_norm(tokens.clone(), &affine, 1e-6), "rms_norm");
+    let (row, _) = cpu().random([2, 96], DType::F32, 39, 1.0);
+    let modulate = || ops::layer_norm_modulate(tokens.clone(), &row, &row, 1e-6);
+    assert_same_on_any_threads(modulate, "layer_norm_modulate");
+    let gate = || ops::gate_residual(tokens.clone(), tokens.clone(), &row);
+    assert_same_on_any_threads(gate, "gate_residual");
+    let (table, _) = cpu().random([1024, 24], DType::F32, 40, 1.0);
+    let weight = affine.clone().narrow(0, 0, 48);
+    let rope = || {
+        let (q, k) =
+            ops::qk_norm_rope(tokens.clone(), tokens.clone(), &weight, &weight, &table, &table, 1e-6);
+        Tensor::cat(vec![q, k], 2)
+    };
+    assert_same_on_any_threads(rope, "qk_norm_rope");
 }

@@ -1,6 +1,9 @@
-// y = (x - mean) / sqrt(var + eps) * weight + bias over each row's channels, var biased (Ba et al. 2016)
+// y = (x - mean) / sqrt(var + eps) * slope + offset over each row's channels, var biased (Ba et al. 2016); one entry a form:
+//   layer_norm           slope = weight, offset = bias, both [channels]
+//   layer_norm_modulate  slope = 1 + weight, offset = bias, both [pictures, channels], the row of a token's picture (AdaLN,
+//     Peebles & Xie 2023)
 //
-// x, y: [rows, channels], weight, bias: [channels], contiguous; f32, f16 or bf16; computed in f32
+// x, y: [rows, channels], contiguous; f32, f16 or bf16; computed in f32
 // One warp a row, which it holds in registers. The second pass, over x - mean, also finds what rounding left of the
 // mean, so that a mean far larger than the deviation costs no digits.
 // constants: WIDTH, elements an access: 1, or CHUNK (4 in f32, 8 in f16 and bf16) where `channels` is a multiple
@@ -8,8 +11,9 @@
 // launch: 128 threads, ceil(rows / 4) blocks
 // limits: PACKS * WIDTH <= 128 at WIDTH = CHUNK, so channels <= 4096 in every dtype; PACKS <= 64 at WIDTH 1, so channels
 //   <= 2048 (128 would not fit into registers); rows < 2^32 - 4
-// parameters: u32 rows, u32 channels, float eps, u32 padding
-// reference: ops::norm::layer_norm_reference; proof: ../host/cases/norm.py; test: tests/kernels.rs
+// parameters: u32 rows, u32 channels, float eps, u32 picture (rows of one; layer_norm does not read it)
+// reference: ops::norm::layer_norm_reference, ops::modulate::layer_norm_modulate_reference; proof: ../host/cases/norm.py,
+//   ../host/cases/transformer.py; test: tests/kernels.rs
 // Has never run on a GPU; launched where the environment has AQUATINT_CUDA_KERNELS=1 alone.
 
 #define THREADS 128
@@ -19,18 +23,19 @@ struct Params {
   u32 rows;
   u32 channels;
   float eps;
-  u32 padding;
+  u32 picture;
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS)
-    layer_norm(const elem* __restrict__ x, const elem* __restrict__ weight, const elem* __restrict__ bias,
-               elem* __restrict__ y, const __grid_constant__ Params params) {
+template <bool MODULATE>
+INLINE void normalise(const elem* __restrict__ x, const elem* __restrict__ weight, const elem* __restrict__ bias,
+                      elem* __restrict__ y, const Params& params) {
   u32 lane = threadIdx.x % 32;
   u32 row = blockIdx.x * WARPS + threadIdx.x / 32;
   // A whole warp leaves together.
   if (row >= params.rows) return;
   const elem* from = x + size_t(row) * params.channels;
   elem* to = y + size_t(row) * params.channels;
+  size_t affine = MODULATE ? size_t(row / params.picture) * params.channels : 0;
   float share = __fdividef(1.0f, float(params.channels));
 
   float values[PACKS][WIDTH] = {};
@@ -69,15 +74,28 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   for (int i = 0; i < PACKS; ++i) {
     u32 channel = (i * 32 + lane) * WIDTH;
     if (channel < params.channels) {
-      Pack<WIDTH> scale = load<WIDTH>(weight + channel);
-      Pack<WIDTH> offset = load<WIDTH>(bias + channel);
+      Pack<WIDTH> scale = load<WIDTH>(weight + affine + channel);
+      Pack<WIDTH> offset = load<WIDTH>(bias + affine + channel);
       Pack<WIDTH> pack;
 #pragma unroll
       for (int j = 0; j < WIDTH; ++j) {
         float normalised = (values[i][j] - rest) * factor;
-        pack.values[j] = from_f32(normalised * to_f32(scale.values[j]) + to_f32(offset.values[j]));
+        float slope = MODULATE ? 1.0f + to_f32(scale.values[j]) : to_f32(scale.values[j]);
+        pack.values[j] = from_f32(normalised * slope + to_f32(offset.values[j]));
       }
       store<WIDTH>(to + channel, pack);
     }
   }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    layer_norm(const elem* __restrict__ x, const elem* __restrict__ weight, const elem* __restrict__ bias,
+               elem* __restrict__ y, const __grid_constant__ Params params) {
+  normalise<false>(x, weight, bias, y, params);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS)
+    layer_norm_modulate(const elem* __restrict__ x, const elem* __restrict__ weight, const elem* __restrict__ bias,
+                        elem* __restrict__ y, const __grid_constant__ Params params) {
+  normalise<true>(x, weight, bias, y, params);
 }

@@ -1,16 +1,17 @@
-// y[r, c] = (x[r, c] - mean[r]) / sqrt(var[r] + eps) * weight[c] + bias[c], var biased (Ba et al. 2016)
-// x, y: [rows, channels]; weight, bias: [channels]; in vectors of WIDTH elements; sums in f32
+// y[r, c] = (x[r, c] - mean[r]) / sqrt(var[r] + eps) * slope + bias, var biased (Ba et al. 2016); one entry a form:
+//   layer_norm           slope = weight[c], bias = bias[c]
+//   layer_norm_modulate  slope = 1 + weight[p, c], bias = bias[p, c], p the row's picture (AdaLN, Peebles & Xie 2023)
+// x, y: [rows, channels]; weight, bias: [channels] or [pictures, channels]; in vectors of WIDTH elements; sums in f32
 // tile: LANES threads a row, THREADS / LANES rows a workgroup; the row is read three times, from cache after the first
+// parts: rows.wgsl, this file
 // constants: elem f32 or f16, WIDTH 1, 2 or 4
 // the variance is summed around the mean, and the mean's own rounding is taken out, so that a row far from zero, or with
 // outliers, loses nothing
-// reference: ops::reference::layer_norm; test: tests/kernels.rs
+// reference: ops::reference::layer_norm, layer_norm_modulate; test: tests/kernels.rs
 // Has run on software Vulkan (Mesa 25.0.7) alone, never on a GPU.
 
-const LANES: u32 = 32u;
-
-// channels: in vectors
-struct Params { rows: u32, channels: u32, eps: f32 }
+// channels: in vectors; picture: rows of one, for layer_norm_modulate alone
+struct Params { rows: u32, channels: u32, eps: f32, picture: u32 }
 
 @group(0) @binding(0) var<storage, read_write> x: array<elems>;
 @group(0) @binding(1) var<storage, read_write> weight: array<elems>;
@@ -18,25 +19,9 @@ struct Params { rows: u32, channels: u32, eps: f32 }
 @group(0) @binding(3) var<storage, read_write> y: array<elems>;
 @group(0) @binding(4) var<uniform> params: Params;
 
-var<workgroup> sums: array<vec2<f32>, THREADS>;
-
-// Two sums over the lanes of a row, in a fixed order.
-fn row_sums(first: floats, second: floats, thread: u32) -> vec2<f32> {
-    sums[thread] = vec2(across(first), across(second));
-    workgroupBarrier();
-    for (var step = LANES / 2u; step > 0u; step /= 2u) {
-        if thread % LANES < step { sums[thread] += sums[thread + step]; }
-        workgroupBarrier();
-    }
-    let sum = sums[thread / LANES * LANES];
-    workgroupBarrier();
-    return sum;
-}
-
-@compute @workgroup_size(THREADS)
-fn layer_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
-              @builtin(local_invocation_index) thread: u32) {
-    let row = (group.y * groups.x + group.x) * (THREADS / LANES) + thread / LANES;
+// picture: rows of the same weights; lift: added to each of them
+fn normalise(index: u32, thread: u32, picture: u32, lift: f32) {
+    let row = index * (THREADS / LANES) + thread / LANES;
     let lane = thread % LANES;
     // Rows beyond the last read nothing and meet the barriers.
     let end = select(0u, params.channels, row < params.rows);
@@ -59,8 +44,21 @@ fn layer_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) 
     let rest = moments.x;
     let scale = 1.0 / sqrt(max(moments.y - rest * rest, 0.0) + params.eps);
 
+    let affine = row / picture * params.channels;
     for (var c = lane; c < end; c += LANES) {
         let normalised = (floats(x[start + c]) - mean - rest) * scale;
-        y[start + c] = elems(normalised * floats(weight[c]) + floats(bias[c]));
+        y[start + c] = elems(normalised * (floats(weight[affine + c]) + lift) + floats(bias[affine + c]));
     }
+}
+
+@compute @workgroup_size(THREADS)
+fn layer_norm(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+              @builtin(local_invocation_index) thread: u32) {
+    normalise(group.y * groups.x + group.x, thread, params.rows, 0.0);
+}
+
+@compute @workgroup_size(THREADS)
+fn layer_norm_modulate(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+                       @builtin(local_invocation_index) thread: u32) {
+    normalise(group.y * groups.x + group.x, thread, params.picture, 1.0);
 }

@@ -14,6 +14,7 @@ mod math;
 pub(crate) mod norm;
 pub(crate) mod pack;
 mod parallel;
+pub(crate) mod rope;
 
 use std::borrow::Cow;
 

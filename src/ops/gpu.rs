@@ -15,9 +15,12 @@ pub(crate) mod denoise;
 pub(crate) mod group_norm;
 pub(crate) mod layer_norm;
 pub(crate) mod matmul;
+pub(crate) mod modulate;
 pub(crate) mod plan;
 #[cfg(test)]
 mod proof;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
 pub(crate) mod upsample;
 
 use std::any::Any;

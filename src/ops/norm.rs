@@ -1,4 +1,4 @@
-//! Group and layer normalisation.
+//! Group, layer and root-mean-square normalisation.
 
 use burn::tensor::activation::silu;
 use burn::tensor::{DType, Tensor};
@@ -44,6 +44,16 @@ pub fn layer_norm_reference(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, 
     (normalised * weight + bias).cast(dtype)
 }
 
+/// Plain burn operations, the sum in f32.
+pub fn rms_norm_reference(x: Tensor<3>, weight: &Tensor<1>, eps: f32) -> Tensor<3> {
+    let dtype = x.dtype();
+    let channels = x.dims()[2];
+    let x = x.cast(DType::F32);
+    let mean = x.clone().square().mean_dim(2);
+    let weight = weight.clone().cast(DType::F32).reshape([1, 1, channels]);
+    (x / (mean + eps).sqrt() * weight).cast(dtype)
+}
+
 /// One pass for sums in f64, one to apply them.
 #[cfg(feature = "cpu")]
 pub(crate) fn group_norm_cpu(
@@ -81,4 +91,15 @@ pub(crate) fn layer_norm_cpu(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>,
     let shape = x.dims();
     let (weight, bias) = (Host::new(weight.clone()), Host::new(bias.clone()));
     cpu::tensor(layer_norm(&Host::new(x).f32(), &weight.f32(), &bias.f32(), eps), shape, dtype)
+}
+
+/// Row by row, the sum in f64.
+#[cfg(feature = "cpu")]
+pub(crate) fn rms_norm_cpu(x: Tensor<3>, weight: &Tensor<1>, eps: f32) -> Tensor<3> {
+    use super::cpu::{self, Host, norm::rms_norm};
+
+    let dtype = x.dtype();
+    let shape = x.dims();
+    let weight = Host::new(weight.clone());
+    cpu::tensor(rms_norm(&Host::new(x).f32(), &weight.f32(), eps), shape, dtype)
 }

@@ -36,7 +36,7 @@ pub(crate) fn values(count: usize, seed: u64, outlier: f64) -> Vec<f64> {
 }
 
 /// The largest outlier that a product of two still fits into the dtype.
-fn outlier(dtype: DType) -> f64 {
+pub(crate) fn outlier(dtype: DType) -> f64 {
     if dtype == DType::F16 { 10.0 } else { 1e4 }
 }
 
@@ -114,7 +114,7 @@ impl On {
 
 /// Each row of a batch alone, then in batches of 2, 5 and 16 of its neighbours.
 #[track_caller]
-fn assert_rows_independent<const D: usize>(
+pub(crate) fn assert_rows_independent<const D: usize>(
     x: Tensor<D>,
     compute: impl Fn(Tensor<D>) -> Tensor<D>,
     what: &str,

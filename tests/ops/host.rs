@@ -91,7 +91,6 @@ impl Conv {
     }
 }
 
-/// Of the elements at `members`, each with its weight and bias.
 /// What a backend takes means in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(dead_code, reason = "each test binary has one kind of backend")]
@@ -100,6 +99,7 @@ pub(crate) enum Sums {
     F64,
 }
 
+/// Of the elements at `members`, each with its weight and bias.
 fn normalise(
     x: &[f64],
     members: &[usize],
@@ -158,6 +158,64 @@ pub(crate) fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], eps: f64, sums
     out
 }
 
+/// `scale`, `shift`: `[pictures, channels]`.
+pub(crate) fn layer_norm_modulate(
+    x: &[f64],
+    channels: usize,
+    scale: &[f64],
+    shift: &[f64],
+    eps: f64,
+    sums: Sums,
+) -> Vec<Exact> {
+    let picture = x.len() / (scale.len() / channels);
+    let affine = |i: usize| {
+        let at = i / picture * channels + i % channels;
+        (1.0 + scale[at], shift[at])
+    };
+    let mut out = vec![Exact::default(); x.len()];
+    for row in 0..x.len() / channels {
+        let members: Vec<usize> = (row * channels..(row + 1) * channels).collect();
+        normalise(x, &members, affine, eps, sums, &mut out);
+    }
+    out
+}
+
+pub(crate) fn rms_norm(x: &[f64], weight: &[f64], eps: f64) -> Vec<Exact> {
+    let mut out = Vec::new();
+    for row in x.chunks_exact(weight.len()) {
+        let mean = row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64;
+        let factor = 1.0 / (mean + eps).sqrt();
+        out.extend(row.iter().zip(weight).map(|(x, weight)| {
+            let value = x * factor * weight;
+            Exact { value, magnitude: value.abs() }
+        }));
+    }
+    out
+}
+
+/// `x`: `[batch, tokens, heads, weight.len()]`; `cos`, `sin`: `[tokens, weight.len() / 2]`.
+pub(crate) fn norm_rope(
+    x: &[f64],
+    heads: usize,
+    weight: &[f64],
+    cos: &[f64],
+    sin: &[f64],
+    eps: f64,
+) -> Vec<Exact> {
+    let normalised = rms_norm(x, weight, eps);
+    let pairs = weight.len() / 2;
+    let mut out = vec![Exact::default(); x.len()];
+    for (i, (pair, out)) in normalised.chunks_exact(2).zip(out.chunks_exact_mut(2)).enumerate() {
+        // Tables repeat for every picture, and each of their rows serves all heads.
+        let angle = i / (heads * pairs) * pairs % cos.len() + i % pairs;
+        out[0].add(pair[0].value * cos[angle]);
+        out[0].add(-pair[1].value * sin[angle]);
+        out[1].add(pair[1].value * cos[angle]);
+        out[1].add(pair[0].value * sin[angle]);
+    }
+    out
+}
+
 pub(crate) struct Attention {
     pub(crate) batch: usize,
     pub(crate) queries: usize,
@@ -210,6 +268,11 @@ pub(crate) fn quick_gelu(x: f64) -> f64 {
 
 pub(crate) fn gelu(x: f64) -> f64 {
     0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2))
+}
+
+pub(crate) fn gelu_tanh(x: f64) -> f64 {
+    let u = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3));
+    0.5 * x * (1.0 + u.tanh())
 }
 
 /// Abramowitz & Stegun 7.1.6 near zero; beyond 5, where it is 1 to 2e-12, one.

@@ -86,7 +86,7 @@ def group_norm(call, kind):
 
 
 def cases():
-    for call in planned("layer_norm"):
+    for call in planned("layer_norm", "layer_norm"):
         for kind in ("plain", "outlier", "far"):
             name = f"layer_norm {call.elem} {kind} {call.batch}x{call.channels}"
             yield name, lambda c=call, k=kind: layer_norm(c, k)

@@ -1,9 +1,10 @@
-//! Activations, the gated gelu and upsampling.
+//! Activations, gated and biased ones, and upsampling.
 
 use super::isa::multiversion;
 use super::math;
 use super::parallel;
-use crate::ops::activation::Unary;
+use crate::ops::Gelu;
+use crate::ops::activation::{Gate, Unary};
 
 /// Multiply-adds that one activation costs, for the decision to use threads.
 const WORK: usize = 24;
@@ -41,21 +42,47 @@ multiversion! {
 }
 
 /// `x`: `[rows, 2 * half]`; returns `[rows, half]`.
-pub(crate) fn geglu(x: &[f32], half: usize) -> Vec<f32> {
+pub(crate) fn gated(x: &[f32], half: usize, gate: Gate) -> Vec<f32> {
     let mut out = parallel::output(x.len() / 2);
     parallel::fill(&mut out, half, WORK * x.len(), |start, out| {
-        gated(&x[2 * start..2 * (start + out.len())], half, out);
+        gated_rows(&x[2 * start..2 * (start + out.len())], half, gate, out);
     });
     out
 }
 
 multiversion! {
-    fn gated(x: &[f32], half: usize, out: &mut [f32]) {
+    fn gated_rows(x: &[f32], half: usize, gate: Gate, out: &mut [f32]) {
         let half = half.max(1);
         for (x, out) in x.chunks_exact(2 * half).zip(out.chunks_exact_mut(half)) {
-            let (value, gate) = x.split_at(half);
-            for (out, (value, gate)) in out.iter_mut().zip(value.iter().zip(gate)) {
-                *out = value * math::gelu::<FMA>(*gate);
+            let (values, gates) = x.split_at(half);
+            let values = out.iter_mut().zip(values.iter().zip(gates));
+            match gate {
+                Gate::Gelu => values.for_each(|(out, (value, gate))| *out = value * math::gelu::<FMA>(*gate)),
+                Gate::Silu => {
+                    values.for_each(|(out, (value, gate))| *out = value * math::swish::<FMA>(*gate, 1.0));
+                }
+            }
+        }
+    }
+}
+
+/// `x`: `[rows, bias.len()]`.
+pub(crate) fn bias_gelu(x: &[f32], bias: &[f32], form: Gelu) -> Vec<f32> {
+    let mut out = parallel::output(x.len());
+    parallel::fill(&mut out, bias.len(), WORK * x.len(), |start, out| {
+        bias_gelu_rows(&x[start..start + out.len()], bias, form, out);
+    });
+    out
+}
+
+multiversion! {
+    fn bias_gelu_rows(x: &[f32], bias: &[f32], form: Gelu, out: &mut [f32]) {
+        let channels = bias.len().max(1);
+        for (x, out) in x.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
+            let values = out.iter_mut().zip(x.iter().zip(bias));
+            match form {
+                Gelu::Exact => values.for_each(|(out, (x, bias))| *out = math::gelu::<FMA>(x + bias)),
+                Gelu::Tanh => values.for_each(|(out, (x, bias))| *out = math::gelu_tanh::<FMA>(x + bias)),
             }
         }
     }

@@ -81,3 +81,13 @@ pub(crate) fn gelu<const FMA: bool>(x: f32) -> f32 {
     let half = 0.5 * x;
     fma::<FMA>(half, erf::<FMA>(x * std::f32::consts::FRAC_1_SQRT_2), half)
 }
+
+/// `x / 2 * (1 + tanh(u))` with `u = sqrt(2 / pi) * (x + 0.044715 x³)`, which is `x * sigmoid(2 u)`.
+#[inline(always)]
+pub(crate) fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
+    /// `2 sqrt(2 / pi)`, and 0.044715 times that.
+    const SLOPE: f32 = 1.595_769;
+    const CUBIC: f32 = 0.071_354_814;
+    let twice = x * fma::<FMA>(x * x, CUBIC, SLOPE);
+    x / (1.0 + exp::<FMA>(-twice))
+}

@@ -1,4 +1,4 @@
-//! Group and layer normalisation. Sums in f64: one pass over the input gives mean and variance without
+//! Group, layer and root-mean-square normalisation. Sums in f64: one pass over the input gives mean and variance without
 //! cancellation that f32 could see.
 
 use super::isa::multiversion;
@@ -178,4 +178,44 @@ multiversion! {
             }
         }
     }
+}
+
+/// `x`: `[rows, weight.len()]`.
+pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let mut out = parallel::output(x.len());
+    parallel::fill(&mut out, weight.len(), WORK * x.len(), |start, out| {
+        rms_norm_rows(&x[start..start + out.len()], weight, eps, out);
+    });
+    out
+}
+
+multiversion! {
+    fn rms_norm_rows(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+        let channels = weight.len().max(1);
+        for (x, out) in x.chunks_exact(channels).zip(out.chunks_exact_mut(channels)) {
+            let factor = reciprocal_rms::<FMA>(x, eps);
+            for (out, (x, weight)) in out.iter_mut().zip(x.iter().zip(weight)) {
+                *out = x * factor * weight;
+            }
+        }
+    }
+}
+
+/// `1 / sqrt(mean(x²) + eps)`.
+#[inline(always)]
+pub(super) fn reciprocal_rms<const FMA: bool>(x: &[f32], eps: f32) -> f32 {
+    let mut squares = [0.0_f64; 16];
+    let (chunks, tail) = x.as_chunks::<16>();
+    for chunk in chunks {
+        for lane in 0..16 {
+            let value = f64::from(chunk[lane]);
+            squares[lane] = fma64::<FMA>(value, value, squares[lane]);
+        }
+    }
+    for (lane, value) in tail.iter().enumerate() {
+        let value = f64::from(*value);
+        squares[lane] = fma64::<FMA>(value, value, squares[lane]);
+    }
+    let mean = squares.iter().sum::<f64>() / x.len() as f64;
+    (mean + f64::from(eps)).sqrt().recip() as f32
 }

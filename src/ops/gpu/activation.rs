@@ -1,15 +1,20 @@
-//! Element-wise activations and the gated gelu.
+//! Element-wise activations, gated and biased ones.
 
 use burn::tensor::Tensor;
 
 use super::Buffer;
 use super::plan::{Language, Plan, Source, Target, source, word};
-use crate::ops::activation::Unary;
+use crate::ops::Gelu;
+use crate::ops::activation::{Gate, Unary};
 
 const ACTIVATION_WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/activation.wgsl");
 const ACTIVATION_CUDA: Source = source!("cuda/common.cuh", "cuda/activation.cu");
 const GEGLU_WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/geglu.wgsl");
 const GEGLU_CUDA: Source = source!("cuda/common.cuh", "cuda/geglu.cu");
+const SWIGLU_WGSL: Source = source!("wgsl/swiglu.wgsl");
+const SWIGLU_CUDA: Source = source!("cuda/common.cuh", "cuda/swiglu.cu");
+const BIAS_GELU_WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/bias_gelu.wgsl");
+const BIAS_GELU_CUDA: Source = source!("cuda/common.cuh", "cuda/bias_gelu.cu");
 
 /// `batch` rows of `row` elements.
 pub(crate) fn unary_plan(target: Target, batch: usize, row: usize, unary: Unary) -> Option<Plan> {
@@ -44,16 +49,20 @@ pub(crate) fn unary<const D: usize>(x: Tensor<D>, unary: Unary) -> Option<Tensor
 }
 
 /// `rows` tokens of `channels` outputs.
-pub(crate) fn geglu_plan(target: Target, rows: usize, channels: usize) -> Option<Plan> {
+pub(crate) fn gated_plan(target: Target, rows: usize, channels: usize, gate: Gate) -> Option<Plan> {
+    let ([wgsl, cuda], entry) = match gate {
+        Gate::Gelu => ([GEGLU_WGSL, GEGLU_CUDA], "geglu"),
+        Gate::Silu => ([SWIGLU_WGSL, SWIGLU_CUDA], "swiglu"),
+    };
     let width = target.width(&[channels]);
     let vectors = rows * channels / width;
     Some(Plan {
         target,
         source: match target.language {
-            Language::Wgsl => GEGLU_WGSL,
-            Language::Cuda => GEGLU_CUDA,
+            Language::Wgsl => wgsl,
+            Language::Cuda => cuda,
         },
-        entry: "geglu",
+        entry,
         constants: vec![("WIDTH", word(width)?)],
         // Twice as many vectors are read.
         params: vec![word(2 * vectors)? / 2, word(channels / width)?],
@@ -61,13 +70,43 @@ pub(crate) fn geglu_plan(target: Target, rows: usize, channels: usize) -> Option
     })
 }
 
-pub(crate) fn geglu(x: Tensor<3>) -> Option<Tensor<3>> {
+pub(crate) fn gated(x: Tensor<3>, gate: Gate) -> Option<Tensor<3>> {
     let [batch, tokens, channels] = x.dims();
     let half = channels / 2;
     let target = Target::of(&x)?;
-    let plan = geglu_plan(target, batch * tokens, half)?;
+    let plan = gated_plan(target, batch * tokens, half, gate)?;
     let x = Buffer::of(x, target)?;
     let y = x.empty([batch, tokens, half], target.elem);
     plan.launch(&[&x], &[&y])?;
+    y.tensor()
+}
+
+pub(crate) fn bias_gelu_plan(target: Target, rows: usize, channels: usize, form: Gelu) -> Option<Plan> {
+    let width = target.width(&[channels]);
+    let vectors = rows * channels / width;
+    Some(Plan {
+        target,
+        source: match target.language {
+            Language::Wgsl => BIAS_GELU_WGSL,
+            Language::Cuda => BIAS_GELU_CUDA,
+        },
+        entry: match form {
+            Gelu::Exact => "bias_gelu",
+            Gelu::Tanh => "bias_gelu_tanh",
+        },
+        constants: vec![("WIDTH", word(width)?)],
+        params: vec![word(vectors)?, word(channels / width)?],
+        grid: target.elementwise(vectors)?,
+    })
+}
+
+pub(crate) fn bias_gelu(x: Tensor<3>, bias: &Tensor<1>, form: Gelu) -> Option<Tensor<3>> {
+    let shape = x.dims();
+    let [batch, tokens, channels] = shape;
+    let target = Target::of(&x)?;
+    let plan = bias_gelu_plan(target, batch * tokens, channels, form)?;
+    let (x, bias) = (Buffer::of(x, target)?, Buffer::of(bias.clone(), target)?);
+    let y = x.empty(shape, target.elem);
+    plan.launch(&[&x, &bias], &[&y])?;
     y.tensor()
 }

@@ -5,17 +5,30 @@ use burn::tensor::Tensor;
 use super::Buffer;
 use super::plan::{LANES, Language, Plan, Source, THREADS, Target, source, word};
 
-const WGSL: Source = source!("wgsl/layer_norm.wgsl");
+const WGSL: Source = source!("wgsl/rows.wgsl", "wgsl/layer_norm.wgsl");
 const CUDA: Source = source!("cuda/common.cuh", "cuda/layer_norm.cu");
 
 /// `None` for rows that CUDA's registers cannot hold.
 pub(crate) fn plan(target: Target, rows: usize, channels: usize, eps: f32) -> Option<Plan> {
+    rows_plan(target, [WGSL, CUDA], "layer_norm", rows, channels, eps)
+}
+
+/// The launch of a kernel that reduces rows: LANES threads a row in WGSL, in CUDA a warp that holds it in registers;
+/// `None` where it cannot.
+pub(super) fn rows_plan(
+    target: Target,
+    [wgsl, cuda]: [Source; 2],
+    entry: &'static str,
+    rows: usize,
+    channels: usize,
+    eps: f32,
+) -> Option<Plan> {
     let width = target.width(&[channels]);
     let mut constants = vec![("WIDTH", word(width)?)];
     let (source, columns, grid) = match target.language {
         Language::Wgsl => {
             word(rows * channels / width)?;
-            (WGSL, channels / width, target.spread(rows.div_ceil(THREADS / LANES), THREADS)?)
+            (wgsl, channels / width, target.spread(rows.div_ceil(THREADS / LANES), THREADS)?)
         }
         Language::Cuda => {
             let packs = channels.div_ceil(32 * width);
@@ -26,11 +39,11 @@ pub(crate) fn plan(target: Target, rows: usize, channels: usize, eps: f32) -> Op
             }
             constants.push(("PACKS", word(packs)?));
             // A warp a row.
-            (CUDA, channels, target.spread(rows.div_ceil(4), 128)?)
+            (cuda, channels, target.spread(rows.div_ceil(4), 128)?)
         }
     };
     let params = vec![word(rows)?, word(columns)?, eps.to_bits()];
-    Some(Plan { target, source, entry: "layer_norm", constants, params, grid })
+    Some(Plan { target, source, entry, constants, params, grid })
 }
 
 pub(crate) fn layer_norm(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f32) -> Option<Tensor<3>> {

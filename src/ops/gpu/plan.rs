@@ -22,7 +22,7 @@ pub(crate) struct Target {
 /// Threads of a workgroup, for WGSL kernels that name no other number of their own.
 pub(crate) const THREADS: usize = 128;
 
-/// Threads that share a row in `layer_norm.wgsl`, an output in `matvec.wgsl`.
+/// Threads that share a row in `rows.wgsl`, an output in `matvec.wgsl`.
 pub(crate) const LANES: usize = 32;
 
 /// What wgpu allows in each direction of a grid, and CUDA in all but the first.

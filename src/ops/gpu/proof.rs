@@ -12,9 +12,10 @@ use super::denoise::Entry;
 use super::group_norm::GroupNorm;
 use super::matmul::Product;
 use super::plan::{Language, Plan, Target, name};
-use super::{activation, denoise, layer_norm, upsample};
-use crate::ops::activation::Unary;
-use crate::ops::{Activation, Conv2d, Mask};
+use super::rope::QkNormRope;
+use super::{activation, denoise, layer_norm, modulate, rms_norm, upsample};
+use crate::ops::activation::{Gate, Unary};
+use crate::ops::{Activation, Conv2d, Gelu, Mask};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
@@ -89,7 +90,7 @@ fn pointwise(chunk: usize) -> Vec<Call<'static>> {
     for (batch, tokens, channels) in [(1, 1, 1), (3, 1, 37), (1, 1, chunk), (2, 4, 41 * chunk)] {
         let arguments = json!({ "tokens": tokens, "channels": channels });
         calls.push(call("geglu", batch, arguments, move |target, batch| {
-            activation::geglu_plan(target, batch * tokens, channels)
+            activation::gated_plan(target, batch * tokens, channels, Gate::Gelu)
         }));
     }
     for (batch, [height, width, channels]) in [(1, [1, 1, 1]), (2, [3, 5, 7]), (3, [4, 3, 3 * chunk])] {
@@ -122,6 +123,54 @@ fn norms(chunk: usize) -> Vec<Call<'static>> {
             };
             calls.push(Call { operation: "group_norm", arguments, batch, plans: Box::new(plans) });
         }
+    }
+    calls
+}
+
+/// What diffusion transformers need besides.
+fn transformer(chunk: usize) -> Vec<Call<'static>> {
+    let mut calls = Vec::new();
+    for (batch, channels) in [(1, 1), (5, 31), (2, 1277), (3, chunk), (5, 320), (1, 3072), (2, 4096)] {
+        calls.push(call("rms_norm", batch, json!({ "channels": channels }), move |target, batch| {
+            rms_norm::plan(target, batch, channels, EPS)
+        }));
+    }
+    let shapes = [(1, 1, 1), (3, 2, 31), (2, 3, chunk), (5, 3, 320), (16, 1, 9 * chunk)];
+    for (batch, tokens, channels) in shapes {
+        let arguments = json!({ "tokens": tokens, "channels": channels });
+        calls.push(call("layer_norm", batch, arguments.clone(), move |target, batch| {
+            modulate::layer_norm_modulate_plan(target, [batch, tokens, channels], EPS)
+        }));
+        calls.push(call("gate_residual", batch, arguments, move |target, batch| {
+            modulate::gate_residual_plan(target, [batch, tokens, channels])
+        }));
+    }
+    for (batch, tokens, channels) in [(1, 1, 1), (3, 1, 37), (1, 1, chunk), (2, 4, 41 * chunk)] {
+        let arguments = json!({ "tokens": tokens, "channels": channels });
+        calls.push(call("swiglu", batch, arguments.clone(), move |target, batch| {
+            activation::gated_plan(target, batch * tokens, channels, Gate::Silu)
+        }));
+        for form in [Gelu::Exact, Gelu::Tanh] {
+            calls.push(call("bias_gelu", batch, arguments.clone(), move |target, batch| {
+                activation::bias_gelu_plan(target, batch * tokens, channels, form)
+            }));
+        }
+    }
+    let heads = [
+        // batch, tokens, heads of q, heads of k, channels of a head
+        (1, 1, 1, 1, 2),
+        (3, 2, 2, 1, 70),
+        (2, 3, 3, 3, 64),
+        (5, 3, 2, 2, 128),
+        (2, 2, 4, 1, 72),
+        (1, 3, 1, 2, 256),
+    ];
+    for (batch, tokens, q_heads, k_heads, head_dim) in heads {
+        let arguments =
+            json!({ "tokens": tokens, "q_heads": q_heads, "k_heads": k_heads, "head_dim": head_dim });
+        calls.push(call("qk_norm_rope", batch, arguments, move |target, batch| {
+            QkNormRope { batch, tokens, q_heads, k_heads, head_dim, eps: EPS }.plan(target)
+        }));
     }
     calls
 }
@@ -225,7 +274,7 @@ fn denoising() -> Vec<Call<'static>> {
 fn calls(target: Target) -> Vec<Call<'static>> {
     // Sizes that are whole vectors in every dtype, or in none.
     let chunk = target.chunk();
-    [pointwise(chunk), norms(chunk), products(chunk), attention(), denoising()]
+    [pointwise(chunk), norms(chunk), transformer(chunk), products(chunk), attention(), denoising()]
         .into_iter()
         .flatten()
         .collect()

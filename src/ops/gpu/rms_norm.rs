@@ -1,0 +1,26 @@
+//! Root-mean-square normalisation.
+
+use burn::tensor::Tensor;
+
+use super::Buffer;
+use super::layer_norm::rows_plan;
+use super::plan::{Plan, Source, Target, source};
+
+const WGSL: Source = source!("wgsl/rows.wgsl", "wgsl/rms_norm.wgsl");
+const CUDA: Source = source!("cuda/common.cuh", "cuda/rms_norm.cu");
+
+/// `None` for rows that CUDA's registers cannot hold.
+pub(crate) fn plan(target: Target, rows: usize, channels: usize, eps: f32) -> Option<Plan> {
+    rows_plan(target, [WGSL, CUDA], "rms_norm", rows, channels, eps)
+}
+
+pub(crate) fn rms_norm(x: Tensor<3>, weight: &Tensor<1>, eps: f32) -> Option<Tensor<3>> {
+    let shape = x.dims();
+    let [batch, tokens, channels] = shape;
+    let target = Target::of(&x)?;
+    let plan = plan(target, batch * tokens, channels, eps)?;
+    let (x, weight) = (Buffer::of(x, target)?, Buffer::of(weight.clone(), target)?);
+    let y = x.empty(shape, target.elem);
+    plan.launch(&[&x, &weight], &[&y])?;
+    y.tensor()
+}

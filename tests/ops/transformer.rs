@@ -1,0 +1,268 @@
+//! The operations of diffusion transformers, as `definitions.rs` does for the others.
+
+use aquatint::ops::{self, Gelu};
+use burn::tensor::{DType, Tensor};
+
+use crate::definitions::{On, assert_rows_independent, bits, outlier, read};
+use crate::host::{self, Exact};
+
+/// Of a product of two values, one of them through a function whose slope is at most about one.
+fn product(a: f64, b: f64, f: fn(f64) -> f64) -> Exact {
+    Exact { value: a * f(b), magnitude: (a * b).abs() }
+}
+
+/// A single row and element, tails of every vector width, rows of several passes.
+const ROWS: [[usize; 3]; 7] =
+    [[1, 1, 1], [2, 3, 7], [5, 2, 34], [2, 3, 100], [1, 5, 320], [2, 9, 1283], [3, 7, 1536]];
+
+pub(crate) fn rms_norm_matches_its_definition(on: &On) {
+    for &dtype in on.dtypes {
+        for shape in ROWS {
+            let (x, x_values) = on.random(shape, dtype, 41, 1e4);
+            let (weight, w) = on.random([shape[2]], dtype, 42, 1.0);
+            let expected = host::rms_norm(&x_values, &w, f64::from(1e-6_f32));
+            let what = format!("rms_norm {shape:?}");
+            on.assert_close(ops::rms_norm(x.clone(), &weight, 1e-6), &expected, 5e-7, &what);
+            on.assert_close(ops::reference::rms_norm(x, &weight, 1e-6), &expected, 2e-6, &what);
+        }
+        // eps is what keeps a row of zeros finite, and a small one small.
+        let (x, x_values) = on.random([2, 2, 8], dtype, 43, 1.0);
+        let weight = Tensor::<1>::ones([8], (&on.device, dtype));
+        let expected = host::rms_norm(&x_values, &[1.0; 8], 100.0);
+        on.assert_close(ops::rms_norm(x.clone(), &weight, 100.0), &expected, 5e-7, "a large eps");
+        assert_eq!(read(ops::rms_norm(x * 0.0, &weight, 1e-6)), [0.0; 32]);
+    }
+}
+
+pub(crate) fn layer_norm_modulate_matches_its_definition(on: &On) {
+    for &dtype in on.dtypes {
+        for [batch, tokens, channels] in ROWS {
+            let (x, x_values) = on.random([batch, tokens, channels], dtype, 44, 1e4);
+            let (scale, s) = on.random([batch, channels], dtype, 45, 1.0);
+            let (shift, b) = on.random([batch, channels], dtype, 46, 1.0);
+            let eps = f64::from(1e-6_f32);
+            let expected = host::layer_norm_modulate(&x_values, channels, &s, &b, eps, on.sums);
+            let what = format!("layer_norm_modulate {batch}x{tokens}x{channels}");
+            let y = ops::layer_norm_modulate(x.clone(), &scale, &shift, 1e-6);
+            on.assert_close(y, &expected, 1e-6, &what);
+            let y = ops::reference::layer_norm_modulate(x, &scale, &shift, 1e-6);
+            on.assert_close(y, &expected, 1e-5, &what);
+        }
+    }
+}
+
+pub(crate) fn gate_residual_matches_its_definition(on: &On) {
+    for &dtype in on.dtypes {
+        for [batch, tokens, channels] in ROWS {
+            let (residual, r) = on.random([batch, tokens, channels], dtype, 47, 1.0);
+            let (x, x_values) = on.random([batch, tokens, channels], dtype, 48, outlier(dtype));
+            let (gate, g) = on.random([batch, channels], dtype, 49, 1.0);
+            let mut expected = vec![Exact::default(); r.len()];
+            for (i, out) in expected.iter_mut().enumerate() {
+                out.add(r[i]);
+                out.add(g[i / (tokens * channels) * channels + i % channels] * x_values[i]);
+            }
+            let what = format!("gate_residual {batch}x{tokens}x{channels}");
+            let y = ops::gate_residual(residual.clone(), x.clone(), &gate);
+            on.assert_close(y, &expected, 2e-7, &what);
+            on.assert_close(ops::reference::gate_residual(residual, x, &gate), &expected, 2e-7, &what);
+        }
+    }
+}
+
+pub(crate) fn swiglu_gates_the_first_half_by_the_second(on: &On) {
+    for &dtype in on.dtypes {
+        for [batch, tokens, half] in ROWS {
+            let (x, x_values) = on.random([batch, tokens, 2 * half], dtype, 50, outlier(dtype));
+            let expected: Vec<Exact> = x_values
+                .chunks_exact(2 * half)
+                .flat_map(|row| (0..half).map(|c| product(row[c], row[half + c], host::silu)))
+                .collect();
+            let what = format!("swiglu {batch}x{tokens}x{half}");
+            on.assert_close(ops::swiglu(x.clone()), &expected, 1e-6, &what);
+            on.assert_close(ops::reference::swiglu(x), &expected, 1e-6, &what);
+        }
+    }
+}
+
+pub(crate) fn bias_gelu_matches_its_definition(on: &On) {
+    let forms: [(Gelu, fn(f64) -> f64); 2] = [(Gelu::Exact, host::gelu), (Gelu::Tanh, host::gelu_tanh)];
+    for &dtype in on.dtypes {
+        for shape in ROWS {
+            // Several widths of the bell, so that its tails are met.
+            let (x, x_values) = on.random(shape, dtype, 51, 1e4);
+            let (bias, b) = on.random([shape[2]], dtype, 52, 5.0);
+            for (form, gelu) in forms {
+                let expected: Vec<Exact> = x_values
+                    .iter()
+                    .enumerate()
+                    .map(|(i, x)| {
+                        let bias = b[i % shape[2]];
+                        Exact { value: gelu(x + bias), magnitude: x.abs() + bias.abs() }
+                    })
+                    .collect();
+                let what = format!("bias_gelu {form:?} {shape:?}");
+                on.assert_close(ops::bias_gelu(x.clone(), &bias, form), &expected, 4e-7, &what);
+                let y = ops::reference::bias_gelu(x.clone(), &bias, form);
+                on.assert_close(y, &expected, 1e-6, &what);
+            }
+        }
+    }
+}
+
+/// Cosines and sines of random angles, as f32 keeps them.
+fn tables(on: &On, tokens: usize, pairs: usize) -> [(Tensor<2>, Vec<f64>); 2] {
+    let (_, angles) = on.random([tokens, pairs], DType::F32, 53, 10.0);
+    let table = |f: fn(f64) -> f64| {
+        let values: Vec<f64> = angles.iter().map(|angle| f(*angle)).collect();
+        let tensor = on.tensor(&values, [tokens, pairs], DType::F32);
+        let stored = read(tensor.clone());
+        (tensor, stored)
+    };
+    [table(f64::cos), table(f64::sin)]
+}
+
+pub(crate) fn qk_norm_rope_matches_its_definition(on: &On) {
+    // Batch, tokens, heads of q, heads of k, channels of a head.
+    let cases = [
+        [1, 1, 1, 1, 2],
+        [2, 3, 2, 1, 6],
+        [1, 5, 3, 3, 70],
+        [2, 7, 4, 2, 64],
+        [1, 9, 2, 2, 128],
+        [3, 3, 1, 1, 256],
+    ];
+    for &dtype in on.dtypes {
+        for [batch, tokens, q_heads, k_heads, d] in cases {
+            let (q, q_values) = on.random([batch, tokens, q_heads * d], dtype, 54, 1e4);
+            let (k, k_values) = on.random([batch, tokens, k_heads * d], dtype, 55, 1e4);
+            let (q_weight, qw) = on.random([d], dtype, 56, 1.0);
+            let (k_weight, kw) = on.random([d], dtype, 57, 1.0);
+            let [(cos, c), (sin, s)] = tables(on, tokens, d / 2);
+            let eps = f64::from(1e-6_f32);
+            let q_expected = host::norm_rope(&q_values, q_heads, &qw, &c, &s, eps);
+            let k_expected = host::norm_rope(&k_values, k_heads, &kw, &c, &s, eps);
+            let what = format!("qk_norm_rope {batch}x{tokens}x{q_heads}+{k_heads}x{d}");
+            let (q_y, k_y) = ops::qk_norm_rope(q.clone(), k.clone(), &q_weight, &k_weight, &cos, &sin, 1e-6);
+            on.assert_close(q_y, &q_expected, 5e-7, &what);
+            on.assert_close(k_y, &k_expected, 5e-7, &what);
+            let (q_y, k_y) = ops::reference::qk_norm_rope(q, k, &q_weight, &k_weight, &cos, &sin, 1e-6);
+            on.assert_close(q_y, &q_expected, 2e-6, &what);
+            on.assert_close(k_y, &k_expected, 2e-6, &what);
+        }
+    }
+}
+
+/// Numbers from torch 2.15 and diffusers 0.42 (`RMSNorm`, `AdaLayerNormZero`, `apply_rotary_emb`, `SwiGLU`) in f32.
+pub(crate) fn a_transformers_operations_are_those_of_diffusers(on: &On) {
+    const X: [f64; 8] = [0.5, -1.25, 2.0, 0.75, -0.3, 1.1, -2.2, 0.4];
+    let row = |values: [f64; 4]| on.tensor(&values, [1, 4], DType::F32);
+    let vector = |values: [f64; 4]| on.tensor(&values, [4], DType::F32);
+    let x = on.tensor(&X, [1, 2, 4], DType::F32);
+    let close = |actual: Tensor<3>, expected: &[f64], what: &str| {
+        let exact = expected.iter().map(|&value| Exact { value, magnitude: 1.0 });
+        on.assert_close(actual, &exact.collect::<Vec<_>>(), 5e-7, what);
+    };
+    let weight = vector([0.9, 1.2, -0.4, 1.5]);
+    let normalised = [
+        0.356_453,
+        -1.188_176_8,
+        -0.633_694_2,
+        0.891_132_5,
+        -0.215_141_1,
+        1.051_800_8,
+        0.701_200_5,
+        0.478_091_3,
+    ];
+    close(ops::rms_norm(x.clone(), &weight, 1e-6), &normalised, "rms_norm");
+    let (scale, shift) = (row([0.5, -0.2, 1.0, 0.1]), row([0.1, 0.2, -0.3, 0.4]));
+    let modulated =
+        [0.1, -1.007_726_7, 2.287_985_8, 0.637_232_1, 0.039_016_4, 1.078_164_6, -3.471_149_7, 0.981_377_5];
+    close(ops::layer_norm_modulate(x.clone(), &scale, &shift, 1e-6), &modulated, "layer_norm_modulate");
+    let cos = on.tensor(&[1.0, 0.6, 0.28, -0.8], [2, 2], DType::F32);
+    let sin = on.tensor(&[0.0, 0.8, 0.96, 0.6], [2, 2], DType::F32);
+    let turned = [
+        0.356_453,
+        -1.188_176_8,
+        -1.093_122_6,
+        0.027_724_1,
+        -1.069_968_3,
+        0.087_968_8,
+        -0.847_815_3,
+        0.038_247_3,
+    ];
+    let (q, k) = ops::qk_norm_rope(x.clone(), x.clone(), &weight, &weight, &cos, &sin, 1e-6);
+    close(q, &turned, "qk_norm_rope");
+    close(k, &turned, "qk_norm_rope");
+    close(ops::swiglu(x.clone()), &[0.880_797, -0.636_730_1, 0.065_835_3, 0.263_422_6], "swiglu");
+    let gated = [3.5, -0.5, 3.25, 5.75, 0.3, -0.5, -3.05, 4.0];
+    let branch = x.clone() * 2.0 + 1.0;
+    close(ops::gate_residual(x.clone(), branch, &row([1.5, -0.5, 0.25, 2.0])), &gated, "gate_residual");
+    let bias = vector([0.1, -0.2, 0.3, -0.4]);
+    let exact =
+        [0.435_448_1, -0.106_617_4, 2.275_334_6, 0.222_890_7, -0.084_148_1, 0.734_345_9, -0.054_561_4, 0.0];
+    close(ops::bias_gelu(x.clone(), &bias, Gelu::Exact), &exact, "bias_gelu");
+    let tanh =
+        [0.435_415_2, -0.106_844_8, 2.275_672_9, 0.222_886_2, -0.084_148_6, 0.734_228_6, -0.054_548_7, 0.0];
+    close(ops::bias_gelu(x, &bias, Gelu::Tanh), &tanh, "bias_gelu");
+}
+
+/// Rows of the batch bring their own scale, shift and gate: the last three tokens of `x`.
+pub(crate) fn a_transformers_row_has_the_same_bits_in_any_batch(on: &On) {
+    for &dtype in on.dtypes {
+        for (tokens, channels) in [(1, 48), (5, 34), (70, 320)] {
+            let (x, _) = on.random([16, tokens + 3, channels], dtype, 58, 100.0);
+            let (affine, _) = on.random([channels], dtype, 59, 1.0);
+            let own = |x: &Tensor<3>, which| {
+                x.clone().narrow(1, tokens + which, 1).reshape([x.dims()[0], channels])
+            };
+            let modulate = |x: Tensor<3>| {
+                let (scale, shift) = (own(&x, 0), own(&x, 1));
+                ops::layer_norm_modulate(x.narrow(1, 0, tokens), &scale, &shift, 1e-6)
+            };
+            assert_rows_independent(x.clone(), modulate, "layer_norm_modulate");
+            let gate = |x: Tensor<3>| {
+                let gate = own(&x, 2);
+                let x = x.narrow(1, 0, tokens);
+                ops::gate_residual(x.clone() * 0.5, x, &gate)
+            };
+            assert_rows_independent(x.clone(), gate, "gate_residual");
+            assert_rows_independent(x.clone(), |x| ops::rms_norm(x, &affine, 1e-6), "rms_norm");
+            assert_rows_independent(x.clone(), ops::swiglu, "swiglu");
+            let gelu = |x| ops::bias_gelu(x, &affine, Gelu::Tanh);
+            assert_rows_independent(x.clone(), gelu, "bias_gelu");
+            let [(cos, _), (sin, _)] = tables(on, tokens + 3, channels / 4);
+            let weight = affine.narrow(0, 0, channels / 4 * 2);
+            let rope = |x: Tensor<3>| {
+                let q = x.narrow(2, 0, channels / 4 * 4);
+                let (q, k) = ops::qk_norm_rope(q.clone(), q * 0.5, &weight, &weight, &cos, &sin, 1e-6);
+                Tensor::cat(vec![q, k], 2)
+            };
+            assert_rows_independent(x, rope, "qk_norm_rope");
+        }
+    }
+}
+
+/// Queries, keys and gates that are parts of one product.
+pub(crate) fn a_transformers_view_gives_the_bits_of_its_copy(on: &On) {
+    let (x, _) = on.random([3, 7, 3 * 32], DType::F32, 60, 1.0);
+    let (modulation, _) = on.random([3, 6 * 32], DType::F32, 61, 1.0);
+    let solid = |x: Tensor<3>| Tensor::<3>::from_data(x.into_data(), &on.device);
+    let flat = |x: Tensor<2>| Tensor::<2>::from_data(x.into_data(), &on.device);
+    let (q, k) = (x.clone().narrow(2, 0, 32), x.narrow(2, 32, 32));
+    let part = |which: usize| modulation.clone().narrow(1, 32 * which, 32);
+    let weight = Tensor::<1>::ones([16], &on.device);
+    let [(cos, _), (sin, _)] = tables(on, 7, 8);
+    let rope = |q, k| {
+        let (q, k) = ops::qk_norm_rope(q, k, &weight, &weight, &cos, &sin, 1e-6);
+        (bits(q), bits(k))
+    };
+    assert_eq!(rope(q.clone(), k.clone()), rope(solid(q.clone()), solid(k.clone())));
+    let modulate = |x, scale, shift| bits(ops::layer_norm_modulate(x, &scale, &shift, 1e-6));
+    let copy = modulate(solid(q.clone()), flat(part(1)), flat(part(2)));
+    assert_eq!(modulate(q.clone(), part(1), part(2)), copy);
+    let gate = |residual, x, gate| bits(ops::gate_residual(residual, x, &gate));
+    let copy = gate(solid(q.clone()), solid(k.clone()), flat(part(5)));
+    assert_eq!(gate(q.clone(), k, part(5)), copy);
+    assert_eq!(bits(ops::swiglu(q.clone())), bits(ops::swiglu(solid(q))));
+}

@@ -14,29 +14,23 @@ def softmax(scores):
     return weights / weights.sum(-1, keepdims=True)
 
 
-def attention(call):
-    elem, batch, queries, keys = call.elem, call.batch, call.queries, call.keys
-    heads, head_dim = call.heads, call.head_dim
+def inputs(elem, batch, queries, keys, heads, head_dim, outliers):
+    """q, k, v."""
     rng = np.random.default_rng(queries + keys + head_dim)
-    channels = heads * head_dim
-    q, k, v = (rng.normal(0, 1, (batch, rows, channels)) for rows in (queries, keys, keys))
-    if call.outliers:
+    q, k, v = (rng.normal(0, 1, (batch, rows, heads * head_dim)) for rows in (queries, keys, keys))
+    if outliers:
         # One query that sees a single key, one value that dominates, scores far from zero.
         q.reshape(-1)[0] = 1e4
         v.reshape(-1)[-1] = 1e4
         k += 3.0
-    q, k, v = (store(a, elem) for a in (q, k, v))
+    return [store(a, elem) for a in (q, k, v)]
+
+
+def judge(y, q, k, v, elem, heads, causal):
+    """y against f64, and what sums in f32 and rounded exponentials may lose."""
+    batch, queries, channels = q.shape
+    keys, head_dim = k.shape[1], channels // heads
     scale = float(np.float32(head_dim**-0.5))
-
-    def run(plans, q, k, v, **schedules):
-        (y,) = launch(call, plans[0], [q, k, v], [(q.shape, dtype(elem))], **schedules)
-        return y
-
-    y = run(call.plans, q, k, v)
-    if batch > 1:
-        for row in range(batch):
-            single = run(call.alone, *(a[row : row + 1] for a in (q, k, v)), schedules=((0, 0),))
-            assert single.tobytes() == y[row].tobytes(), f"row {row} depends on its batch"
 
     def split(x):
         return values(x, elem).reshape(batch, -1, heads, head_dim).transpose(0, 2, 1, 3)
@@ -48,7 +42,7 @@ def attention(call):
     scores = scale * q @ k.swapaxes(2, 3)
     # What f32 loses in a score is the relative error of its exponential.
     terms = scale * np.abs(q) @ np.abs(k).swapaxes(2, 3)
-    if call.causal:
+    if causal:
         hidden = np.triu(np.ones((queries, keys), bool), 1)
         scores = np.where(hidden, -np.inf, scores)
     weights = softmax(scores)
@@ -56,6 +50,22 @@ def attention(call):
     expected = weights @ v
     limit = (weights * relative) @ np.abs(v) + np.abs(expected) * (weights * relative).sum(-1, keepdims=True)
     return close(y, join(expected), elem, join(limit) + 1e-7, "attention")
+
+
+def attention(call):
+    elem, batch = call.elem, call.batch
+    q, k, v = inputs(elem, batch, call.queries, call.keys, call.heads, call.head_dim, call.outliers)
+
+    def run(plans, q, k, v, **schedules):
+        (y,) = launch(call, plans[0], [q, k, v], [(q.shape, dtype(elem))], **schedules)
+        return y
+
+    y = run(call.plans, q, k, v)
+    if batch > 1:
+        for row in range(batch):
+            single = run(call.alone, *(a[row : row + 1] for a in (q, k, v)), schedules=((0, 0),))
+            assert single.tobytes() == y[row].tobytes(), f"row {row} depends on its batch"
+    return judge(y, q, k, v, elem, call.heads, call.causal)
 
 
 def cases():

@@ -20,44 +20,70 @@ def patches(x, kernel, stride, padding):
     return np.concatenate(parts, axis=3)
 
 
-def conv2d(call):
-    elem, batch, outputs = call.elem, call.batch, call.outputs
-    shape = (batch, *call.x)
+def inputs(elem, shape, outputs, kernel, size, bias, residual):
+    """x with outliers of 1e4, weights that keep the sums' size, bias and residual; None for those that are not wanted.
+
+    * `size`: rows and columns of y
+    """
     rng = np.random.default_rng(sum(shape) + outputs)
     x = rng.normal(0, 1, shape)
     x.reshape(-1)[0] = 1e4
     x.reshape(-1)[-1] = -1e4
-    inner = call.kernel[0] * call.kernel[1] * shape[3]
-    x = store(x, elem)
-    weight = store(rng.normal(0, inner**-0.5, (outputs, *call.kernel, shape[3])), elem)
-    biases = store(rng.normal(0, 1, outputs), elem)
-    under = patches(values(x, elem), call.kernel, call.stride, call.padding)
-    _, out_height, out_width, _ = under.shape
-    has_residual = call.residual != "none"
-    residual_shape = (out_height, out_width, outputs) if call.residual == "map" else (1, 1, outputs)
-    residuals = store(rng.normal(0, 1, (batch, *residual_shape)), elem)
-    nothing = np.full(16, np.nan, np.float32)
+    inner = kernel[0] * kernel[1] * shape[3]
+    weight = rng.normal(0, inner**-0.5, (outputs, *kernel, shape[3]))
+    biases = store(rng.normal(0, 1, outputs), elem) if bias else None
+    pixels = size if residual == "map" else (1, 1)
+    residuals = store(rng.normal(0, 1, (shape[0], *pixels, outputs)), elem) if residual != "none" else None
+    return store(x, elem), store(weight, elem), biases, residuals
+
+
+def out_size(shape, kernel, stride, padding):
+    """Rows and columns of y."""
+    top, bottom, left, right = padding
+    return (shape[1] + top + bottom - kernel[0]) // stride + 1, (shape[2] + left + right - kernel[1]) // stride + 1
+
+
+def or_nothing(array):
+    """What stands for a buffer that is not read."""
+    return np.full(16, np.nan, np.float32) if array is None else array
+
+
+def picture(array, index):
+    """One picture of a batch, or nothing of nothing."""
+    return None if array is None else array[index : index + 1]
+
+
+def judge(y, x, weight, biases, residuals, elem, stride, padding):
+    """y against f64, and what sums in f32 may lose."""
+    outputs, *kernel, _ = weight.shape
+    under = patches(values(x, elem), kernel, stride, padding)
+    flat = values(weight, elem).reshape(outputs, -1)
+    expected, more = under @ flat.T, np.zeros(1)
+    for further in (biases, residuals):
+        if further is not None:
+            expected, more = expected + values(further, elem), more + np.abs(values(further, elem))
+    terms = np.abs(under) @ np.abs(flat).T
+    limit = 1.2 * 2.0**-24 * ((8 + np.sqrt(flat.shape[1])) * terms + 4 * np.abs(more)) + 1e-6
+    return close(y, expected, elem, limit, "conv2d")
+
+
+def conv2d(call):
+    elem, batch, outputs = call.elem, call.batch, call.outputs
+    shape = (batch, *call.x)
+    size = out_size(shape, call.kernel, call.stride, call.padding)
+    x, weight, biases, residuals = inputs(elem, shape, outputs, call.kernel, size, call.bias, call.residual)
 
     def run(plans, x, residuals, **schedules):
-        arrays = [x, weight, biases if call.bias else nothing, residuals if has_residual else nothing]
-        output = ((len(x), out_height, out_width, outputs), dtype(elem))
-        (y,) = launch(call, plans[0], arrays, [output], **schedules)
+        arrays = [x, weight, or_nothing(biases), or_nothing(residuals)]
+        (y,) = launch(call, plans[0], arrays, [((len(x), *size, outputs), dtype(elem))], **schedules)
         return y
 
     y = run(call.plans, x, residuals)
     if batch > 1:
         for row in range(batch):
-            single = run(call.alone, x[row : row + 1], residuals[row : row + 1], schedules=((0, 0),))
+            single = run(call.alone, picture(x, row), picture(residuals, row), schedules=((0, 0),))
             assert single.tobytes() == y[row].tobytes(), f"row {row} depends on its batch"
-    flat = values(weight, elem).reshape(outputs, inner)
-    expected, more = under @ flat.T, np.zeros(1)
-    if call.bias:
-        expected, more = expected + values(biases, elem), more + np.abs(values(biases, elem))
-    if has_residual:
-        expected, more = expected + values(residuals, elem), more + np.abs(values(residuals, elem))
-    terms = np.abs(under) @ np.abs(flat).T
-    limit = 1.2 * 2.0**-24 * ((8 + np.sqrt(inner)) * terms + 4 * np.abs(more)) + 1e-6
-    return close(y, expected, elem, limit, "conv2d")
+    return judge(y, x, weight, biases, residuals, elem, call.stride, call.padding)
 
 
 def cases():

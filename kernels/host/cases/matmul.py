@@ -25,6 +25,19 @@ def operands(rows, outputs, inputs, elem):
     return [store(a, elem) for a in (x, weight, rng.normal(0, 1, outputs), rng.normal(0, 1, (rows, outputs)))]
 
 
+def judge(y, x, weight, biases, residuals, elem, activation):
+    """y against f64; biases and residuals are None where there are none."""
+    x, weight = values(x, elem), values(weight, elem)
+    expected = x @ weight.T
+    more = np.zeros(1)
+    if biases is not None:
+        expected, more = expected + values(biases, elem), more + np.abs(values(biases, elem))
+    expected = ACTIVATIONS[activation](expected)
+    if residuals is not None:
+        expected, more = expected + values(residuals, elem), more + np.abs(values(residuals, elem))
+    return close(y, expected, elem, product_limit(x, weight, more), "matmul")
+
+
 def matmul(call, activation):
     elem, rows, outputs = call.elem, call.batch * call.tokens, call.outputs
     x, weight, biases, residuals = operands(rows, outputs, call.inputs, elem)
@@ -44,15 +57,8 @@ def matmul(call, activation):
             own = slice(picture * call.tokens, (picture + 1) * call.tokens)
             single = run(call.alone, x[own], residuals[own], schedules=((0, 0),))
             assert single.tobytes() == y[own].tobytes(), f"picture {picture} depends on the others"
-    x, weight = values(x, elem), values(weight, elem)
-    expected = x @ weight.T
-    more = np.zeros(1)
-    if call.bias:
-        expected, more = expected + values(biases, elem), more + np.abs(values(biases, elem))
-    expected = ACTIVATIONS[activation](expected)
-    if call.residual:
-        expected, more = expected + values(residuals, elem), more + np.abs(values(residuals, elem))
-    return close(y, expected, elem, product_limit(x, weight, more), "matmul")
+    more = biases if call.bias else None, residuals if call.residual else None
+    return judge(y, x, weight, *more, elem, activation)
 
 
 def cases():

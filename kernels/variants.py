@@ -8,6 +8,7 @@ from types import SimpleNamespace
 HERE = Path(__file__).resolve().parent
 CUDA = HERE / "cuda"
 ELEMS = ("f32", "f16", "bf16")
+ARCHITECTURES = ("sm_80", "sm_89", "sm_90a")
 
 
 def chunk(elem):
@@ -23,8 +24,16 @@ class Operation:
     entries: tuple
     # The constants of every variant, for an element type.
     variants: object = field(repr=False)
-    # Whether f16 and bf16 must reach the tensor cores.
-    tensor_cores: bool = False
+    # Instructions that the machine code of f16 and bf16 must hold.
+    instructions: tuple = ()
+    architectures: tuple = ARCHITECTURES
+    elems: tuple = ELEMS
+    # The bytes of shared memory that a launch brings, of constants; None where all of it is static.
+    launched_memory: object = field(default=None, repr=False)
+
+    def memory_of(self, constants):
+        """What a launch brings, None where the memory is static."""
+        return self.launched_memory(constants) if constants.get("DYNAMIC") else None
 
 
 def widths(elem):
@@ -56,7 +65,35 @@ def heads(elem):
     return [{"HEAD_DIM": dim, "CAUSAL": causal} for dim in sizes for causal in (0, 1)]
 
 
+def hopper_rings(elem):
+    rings = ((128, 32, 2, 0), (128, 64, 3, 1), (256, 64, 4, 1))
+    return [dict(zip(("TILE_N", "TILE_K", "STAGES", "DYNAMIC"), ring)) for ring in rings]
+
+
+def hopper_tiles(elem):
+    return [{**ring, "ACTIVATION": activation} for ring in hopper_rings(elem) for activation in range(4)]
+
+
+def hopper_ring(constants):
+    """Stages of two boxes, two barriers a stage, and what it takes to start at a multiple of 1024."""
+    stages, columns = constants["STAGES"], constants["TILE_K"]
+    return stages * (128 + constants["TILE_N"]) * columns * 2 + stages * 16 + 1024
+
+
+def hopper_heads(elem):
+    return [{"HEAD_DIM": dim, "CAUSAL": causal, "DYNAMIC": 1} for dim in (64, 128) for causal in (0, 1)]
+
+
+def hopper_tiles_of_keys(constants):
+    """192 queries, stages of 128 keys and values, three barriers a stage and one, the start's alignment."""
+    row, stages = 2 * constants["HEAD_DIM"], 256 // constants["HEAD_DIM"]
+    return 192 * row + stages * 2 * 128 * row + 8 + stages * 24 + 1024
+
+
 GEMM = ("common.cuh", "mma.cuh", "gemm.cuh")
+# The machine code of mma.sync with f32 sums; of wgmma and of TMA's loads of a box.
+MMA = ("HMMA.16816.F32",)
+WGMMA = ("HGMMA", "UTMALDG")
 
 OPERATIONS = {
     "group_norm": Operation(("common.cuh", "group_norm.cu"), ("group_norm_statistics", "group_norm"), widths),
@@ -74,10 +111,22 @@ OPERATIONS = {
     "denoise_step": Operation(
         ("common.cuh", "denoise_step.cu"), ("denoise_deviations", "denoise_step", "denoise_input"), plain
     ),
-    "matmul": Operation((*GEMM, "matmul.cu"), ("matmul",), tiles, tensor_cores=True),
-    "conv2d": Operation((*GEMM, "conv2d.cu"), ("conv2d",), tiles, tensor_cores=True),
+    "matmul": Operation((*GEMM, "matmul.cu"), ("matmul",), tiles, MMA),
+    "conv2d": Operation((*GEMM, "conv2d.cu"), ("conv2d",), tiles, MMA),
     "attention": Operation(
-        ("common.cuh", "mma.cuh", "attention.cu"), ("attention",), heads, tensor_cores=True
+        ("common.cuh", "mma.cuh", "attention.cu"), ("attention",), heads, MMA
+    ),
+    "matmul_sm90": Operation(
+        ("common.cuh", "wgmma.cuh", "gemm_sm90.cuh", "matmul_sm90.cu"), ("matmul_sm90",), hopper_tiles, WGMMA,
+        ("sm_90a",), ("f16", "bf16"), hopper_ring,
+    ),
+    "conv2d_sm90": Operation(
+        ("common.cuh", "wgmma.cuh", "gemm_sm90.cuh", "conv2d_sm90.cu"), ("conv2d_sm90",), hopper_rings, WGMMA,
+        ("sm_90a",), ("f16", "bf16"), hopper_ring,
+    ),
+    "attention_sm90": Operation(
+        ("common.cuh", "wgmma.cuh", "attention_sm90.cu"), ("attention_sm90",), hopper_heads, WGMMA,
+        ("sm_90a",), ("f16", "bf16"), hopper_tiles_of_keys,
     ),
 }
 

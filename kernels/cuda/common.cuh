@@ -1,4 +1,5 @@
-// What every kernel shares: the element type, packed loads, warp sums, activations, asynchronous copies.
+// What every kernel shares: the element type, packed loads, warp sums, activations, asynchronous copies, the end of a
+// matrix product.
 //
 // The launcher puts these parts together, in this order: its prelude of #define lines, common.cuh, for the
 // matrix kernels mma.cuh (and gemm.cuh), the operation's file. Nothing is included at run time.
@@ -43,6 +44,26 @@ INLINE float bf16_to_f32(u16 x) { return __uint_as_float(u32(x) << 16); }
 INLINE u16 f32_to_bf16(float x) {
   u16 y;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
+  return y;
+}
+
+#if !defined(ELEM_F32)
+// Two elements in one register, `low` first in memory.
+INLINE u32 pair_of(float low, float high) {
+  u32 pair;
+#if defined(ELEM_F16)
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#else
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+#endif
+  return pair;
+}
+#endif
+
+// 2^x to 2 ulp; what would be subnormal is 0.
+INLINE float quick_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -157,3 +178,46 @@ INLINE Pack<N> from_f32(const float (&values)[N]) {
   for (int i = 0; i < N; ++i) pack.values[i] = from_f32(values[i]);
   return pack;
 }
+
+// Tile `index` of a matrix product, in strips of 8 rows of tiles, so that blocks that run together share rows of both
+// matrices.
+INLINE void tile_at(u32 index, u32 tiles_m, u32 tiles_n, u32& tile_m, u32& tile_n) {
+  u32 strip = index / (8 * tiles_n);
+  u32 within = index - strip * 8 * tiles_n;
+  u32 height = min(8u, tiles_m - strip * 8);
+  tile_m = strip * 8 + within % height;
+  tile_n = within / height;
+}
+
+// y = f(sum + bias) + residual for a matrix product's outputs.
+struct Epilogue {
+  const elem* bias;
+  const elem* residual;
+  elem* y;
+  u32 rows, columns;
+  u32 activation;
+  // Rows of y that share a row of the residual; 0 for no residual.
+  u32 residual_rows;
+  bool has_bias;
+
+  // N neighbours of a row; nothing where they lie outside of the matrix.
+  template <int N>
+  INLINE void write(u32 row, u32 column, const float* sums) const {
+    if (row >= rows || column >= columns) return;
+    float values[N], more[N];
+#pragma unroll
+    for (int i = 0; i < N; ++i) values[i] = sums[i];
+    if (has_bias) {
+      to_f32(more, load<N>(bias + column));
+#pragma unroll
+      for (int i = 0; i < N; ++i) values[i] += more[i];
+    }
+    activate(values, activation);
+    if (residual_rows != 0) {
+      to_f32(more, load<N>(residual + size_t(row / residual_rows) * columns + column));
+#pragma unroll
+      for (int i = 0; i < N; ++i) values[i] += more[i];
+    }
+    store<N>(y + size_t(row) * columns + column, from_f32(values));
+  }
+};

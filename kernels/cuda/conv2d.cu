@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   u32 rows = params.batch * pixels;
   u32 inner = params.kernel_height * params.kernel_width * params.inputs;
   u32 tile_m, tile_n;
-  tile_of_block((rows + TILE - 1) / TILE, (params.outputs + TILE - 1) / TILE, tile_m, tile_n);
+  tile_at(blockIdx.x, (rows + TILE - 1) / TILE, (params.outputs + TILE - 1) / TILE, tile_m, tile_n);
 
   Sums sums = {};
   multiply_tile(sums, shared, PixelRows(x, params, tile_m * TILE),
@@ -114,10 +114,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   epilogue.y = y;
   epilogue.rows = rows;
   epilogue.columns = params.outputs;
-  epilogue.first_row = tile_m * TILE;
-  epilogue.first_column = tile_n * TILE;
   epilogue.activation = ACTIVATION_NONE;
   epilogue.residual_rows = params.residual == 2 ? pixels : params.residual;
   epilogue.has_bias = params.has_bias != 0;
-  epilogue.write_tile(sums, shared);
+  write_tile(epilogue, sums, shared, tile_m * TILE, tile_n * TILE);
 }

@@ -214,69 +214,28 @@ INLINE void multiply_tile(Sums& sums, unsigned char* shared, A a, B b, u32 inner
   }
 }
 
-// Tiles in strips of 8 rows of tiles, so that blocks that run together share rows of both matrices.
-INLINE void tile_of_block(u32 tiles_m, u32 tiles_n, u32& tile_m, u32& tile_n) {
-  u32 strip = blockIdx.x / (8 * tiles_n);
-  u32 within = blockIdx.x - strip * 8 * tiles_n;
-  u32 height = min(8u, tiles_m - strip * 8);
-  tile_m = strip * 8 + within % height;
-  tile_n = within / height;
+template <int N>
+INLINE void write_rows(const Epilogue& epilogue, const float* sums, u32 first_row, u32 first_column) {
+#pragma unroll 1
+  for (u32 i = threadIdx.x; i < TILE / 2 * TILE / N; i += THREADS) {
+    u32 row = i / (TILE / N), column = i % (TILE / N) * N;
+    epilogue.write<N>(first_row + row, first_column + column, sums + row * PITCH + column);
+  }
 }
 
-// y = f(sum + bias) + residual for the tile's outputs inside of the matrix.
-struct Epilogue {
-  const elem* bias;
-  const elem* residual;
-  elem* y;
-  u32 rows, columns, first_row, first_column;
-  u32 activation;
-  // Rows of y that share a row of the residual; 0 for no residual.
-  u32 residual_rows;
-  bool has_bias;
-
-  // N neighbours of a row within the tile.
-  template <int N>
-  INLINE void write(u32 row, u32 column, const float* sums) const {
-    if (row >= rows || column >= columns) return;
-    float values[N], more[N];
-#pragma unroll
-    for (int i = 0; i < N; ++i) values[i] = sums[i];
-    if (has_bias) {
-      to_f32(more, load<N>(bias + column));
-#pragma unroll
-      for (int i = 0; i < N; ++i) values[i] += more[i];
-    }
-    activate(values, activation);
-    if (residual_rows != 0) {
-      to_f32(more, load<N>(residual + size_t(row / residual_rows) * columns + column));
-#pragma unroll
-      for (int i = 0; i < N; ++i) values[i] += more[i];
-    }
-    store<N>(y + size_t(row) * columns + column, from_f32(values));
-  }
-
-  template <int N>
-  INLINE void write_rows(const float* sums, u32 first) const {
+// Through shared memory, so that neighbouring threads write neighbouring outputs.
+INLINE void write_tile(const Epilogue& epilogue, const Sums& sums, unsigned char* shared, u32 first_row,
+                       u32 first_column) {
+  float* finished = reinterpret_cast<float*>(shared);
 #pragma unroll 1
-    for (u32 i = threadIdx.x; i < TILE / 2 * TILE / N; i += THREADS) {
-      u32 row = i / (TILE / N), column = i % (TILE / N) * N;
-      write<N>(first + row, first_column + column, sums + row * PITCH + column);
+  for (u32 half = 0; half < 2; ++half) {
+    __syncthreads();
+    lay_out(sums, finished, half);
+    __syncthreads();
+    if (epilogue.columns % CHUNK == 0) {
+      write_rows<CHUNK>(epilogue, finished, first_row + half * (TILE / 2), first_column);
+    } else {
+      write_rows<1>(epilogue, finished, first_row + half * (TILE / 2), first_column);
     }
   }
-
-  // Through shared memory, so that neighbouring threads write neighbouring outputs.
-  INLINE void write_tile(const Sums& sums, unsigned char* shared) const {
-    float* finished = reinterpret_cast<float*>(shared);
-#pragma unroll 1
-    for (u32 half = 0; half < 2; ++half) {
-      __syncthreads();
-      lay_out(sums, finished, half);
-      __syncthreads();
-      if (columns % CHUNK == 0) {
-        write_rows<CHUNK>(finished, first_row + half * (TILE / 2));
-      } else {
-        write_rows<1>(finished, first_row + half * (TILE / 2));
-      }
-    }
-  }
-};
+}

@@ -26,7 +26,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
            const elem* __restrict__ residual, elem* __restrict__ y, const __grid_constant__ Params params) {
   __shared__ __align__(16) unsigned char shared[SHARED_BYTES];
   u32 tile_m, tile_n;
-  tile_of_block((params.rows + TILE - 1) / TILE, (params.outputs + TILE - 1) / TILE, tile_m, tile_n);
+  tile_at(blockIdx.x, (params.rows + TILE - 1) / TILE, (params.outputs + TILE - 1) / TILE, tile_m, tile_n);
 
   Sums sums = {};
   multiply_tile(sums, shared, PlainRows(x, params.rows, params.inputs, tile_m * TILE),
@@ -38,10 +38,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   epilogue.y = y;
   epilogue.rows = params.rows;
   epilogue.columns = params.outputs;
-  epilogue.first_row = tile_m * TILE;
-  epilogue.first_column = tile_n * TILE;
   epilogue.activation = params.activation;
   epilogue.residual_rows = params.has_residual;
   epilogue.has_bias = params.has_bias != 0;
-  epilogue.write_tile(sums, shared);
+  write_tile(epilogue, sums, shared, tile_m * TILE, tile_n * TILE);
 }

@@ -40,8 +40,3 @@ INLINE void multiply_add(float (&sum)[4], const u32 (&a)[4], const u32 (&b)[2]) 
 }
 
 #endif
-
-#if !defined(ELEM_F32)
-// Two elements in one register, `low` first in memory.
-INLINE u32 pair_of(float low, float high) { return u32(from_f32(low)) | u32(from_f32(high)) << 16; }
-#endif

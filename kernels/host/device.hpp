@@ -8,6 +8,7 @@
 // The order of the fibers and the moment of asynchronous copies are free on a device, so both are varied:
 // warps run one by one to the next barrier, first to last or last to first, or threads shuffled at every turn;
 // copies happen at once or as late as the wait allows. A missing barrier or wait shows as different bits.
+// hopper.hpp adds what sm_90a has beyond.
 #pragma once
 
 #include <setjmp.h>
@@ -20,6 +21,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -45,13 +47,17 @@ struct Index {
   u32 x, y, z;
 };
 
-enum class Collective : int { None, Shuffle, LoadMatrix, LoadMatrixTransposed, Mma };
+enum class Collective : int { None, Shuffle, LoadMatrix, LoadMatrixTransposed, Mma, Fence, Product, Commit, Wait };
 
 // What a lane brings to a collective of its warp, and what it takes away.
 struct Exchange {
   Collective kind;
   u32 in[10];
   const void* address;
+  // A warpgroup's product.
+  uint64_t a, b;
+  const u32* factors;
+  float* sums;
   u32 out[4];
 };
 
@@ -83,7 +89,7 @@ struct Machine {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   std::vector<char> stacks;
-  u32 threads, arrived, turn, order, late_copies;
+  u32 threads, blocks, arrived, turn, order, late_copies, late_products;
   unsigned long long random;
   Fiber* current;
   jmp_buf scheduler;
@@ -118,6 +124,11 @@ inline void barrier() {
 }
 
 inline void settle(Fiber* lanes);
+// Of hopper.hpp.
+inline void settle_hopper(Fiber* lanes);
+inline void begin_hopper();
+inline void end_hopper();
+inline bool deliver_one();
 
 inline void exchange() {
   Fiber* self = machine.current;
@@ -246,7 +257,7 @@ inline void settle(Fiber* lanes) {
 #endif
       break;
     default:
-      fail("a collective without a kind");
+      settle_hopper(lanes);
   }
 }
 
@@ -287,6 +298,7 @@ inline void run_block() {
     makecontext(&fiber.first, enter, 0);
   }
   machine.arrived = 0;
+  begin_hopper();
   for (u32 left = machine.threads; left > 0;) {
     if (machine.order == 2) {
       for (u32 i = machine.threads - 1; i > 0; --i) {
@@ -294,7 +306,7 @@ inline void run_block() {
         std::swap(order[i], order[(machine.random >> 33) % (i + 1)]);
       }
     }
-    bool moved = false;
+    bool moved = machine.order == 2 && machine.random >> 62 == 0 && deliver_one();
     for (u32 at = 0; at < machine.threads; at += 32) {
       // A warp as far as it gets on its own; in the shuffled order, a turn for each of any 32 threads.
       bool ran;
@@ -309,15 +321,26 @@ inline void run_block() {
         }
       } while (ran && machine.order != 2);
     }
-    if (!moved) fail("some threads wait at a barrier or shuffle that others never reach");
+    if (!moved && !deliver_one()) fail("some threads wait at a barrier or shuffle that others never reach");
   }
+  end_hopper();
   machine.current = nullptr;
 }
+
+}  // namespace device
+
+#include "hopper.hpp"
+
+namespace device {
 
 template <class T>
 T argument(void** pointers, size_t index, const void* params) {
   if constexpr (std::is_pointer_v<T>) {
     return static_cast<T>(pointers[index]);
+  } else if constexpr (std::is_same_v<T, TensorMap>) {
+    TensorMap map;
+    std::memcpy(&map, pointers[index], sizeof map);
+    return map;
   } else {
     return *static_cast<const T*>(params);
   }
@@ -338,7 +361,7 @@ struct Call {
 
 template <class... Arguments>
 void launch(void (*kernel)(Arguments...), void** pointers, const void* params, u32 blocks, u32 threads, u32 order,
-            u32 late_copies) {
+            u32 late) {
   Call<Arguments...> call{kernel, pointers, params};
   if (threads % 32 != 0) fail("threads are not whole warps");
   machine.threads = threads;
@@ -346,7 +369,9 @@ void launch(void (*kernel)(Arguments...), void** pointers, const void* params, u
   machine.warps.assign(threads / 32, Warp{});
   machine.stacks.resize(threads * STACK);
   machine.order = order;
-  machine.late_copies = late_copies;
+  machine.late_copies = late & 1;
+  machine.late_products = late & 2;
+  machine.blocks = blocks;
   machine.random = 1;
   machine.body = Call<Arguments...>::body;
   machine.argument = &call;
@@ -365,6 +390,7 @@ void launch(void (*kernel)(Arguments...), void** pointers, const void* params, u
 
 #define threadIdx (device::machine.current->thread)
 #define blockIdx (device::machine.block)
+#define gridDim (device::Index{device::machine.blocks, 1, 1})
 
 using std::max;
 using std::min;
@@ -400,6 +426,17 @@ inline unsigned short f32_to_bf16(float x) {
   unsigned word = device::bits(x);
   if (x != x) return 0x7fff;
   return (unsigned short)((word + 0x7fff + (word >> 16 & 1)) >> 16);
+}
+
+#if defined(ELEM_F16)
+inline unsigned pair_of(float low, float high) { return f32_to_f16(low) | unsigned(f32_to_f16(high)) << 16; }
+#elif defined(ELEM_BF16)
+inline unsigned pair_of(float low, float high) { return f32_to_bf16(low) | unsigned(f32_to_bf16(high)) << 16; }
+#endif
+
+inline float quick_exp2(float x) {
+  float y = exp2f(x);
+  return y < 1.17549435e-38f ? 0.0f : y;
 }
 
 inline void copy_async_16(void* to, const void* from, bool valid) {

@@ -15,11 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from variants import OPERATIONS, source, variant  # noqa: E402
 
 DEVICE = Path(__file__).resolve().parent / "device.hpp"
-SHARED_LIMIT = 48 * 1024
+STATIC_LIMIT = 48 * 1024
+LAUNCHED_LIMIT = 227 * 1024
 PAGE = mmap.PAGESIZE
-# The order (0: warps first to last, 1: last to first, 2: threads shuffled), and whether copies happen at the last
-# moment.
+# The order (0: warps first to last, 1: last to first, 2: threads shuffled), and what happens at the last moment
+# (1: copies, 2: a warpgroup's products, 3: both).
 SCHEDULES = ((0, 0), (1, 0), (0, 1), (2, 1))
+HOPPER_SCHEDULES = ((0, 0), (1, 2), (0, 1), (1, 3), (2, 3))
 CANARY = 0xA5
 
 libc = ctypes.CDLL(None)
@@ -47,7 +49,7 @@ def library(operation, elem, constants):
         path = Path(folder.name) / name
         path.with_suffix(".cpp").write_text(text)
         # The array bounds that are known are checked; an overrun stops the program.
-        flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas", "-Werror"]
+        flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-Werror"]
         flags += ["-fsanitize=bounds,shift,signed-integer-overflow,integer-divide-by-zero"]
         flags += ["-fsanitize-undefined-trap-on-error", "-U_FORTIFY_SOURCE"]
         # Nothing is shared between the libraries of two variants.
@@ -88,14 +90,39 @@ class Buffer:
             libc.mprotect(guard, PAGE, 3)
 
 
-def run(operation, elem, constants, entry, arrays, outputs, params, blocks, threads, schedules=SCHEDULES):
+def tensor_map(address, array, box, swizzle, corners=(0, 0, 0, 0), steps=(0, 0)):
+    """The TensorMap of hopper.hpp for a tensor of 16-bit elements.
+
+    * `box`: its size, as many dimensions as the array; for im2col (pixels, channels)
+    * `corners`: for im2col the lower one and the upper one, x before y; `steps` so as well
+    """
+    shape = (1,) * (4 - array.ndim) + array.shape
+    sizes = shape[::-1]
+    pitches = [2 * int(np.prod(sizes[:i])) for i in (1, 2, 3)]
+    box = ((1, 1) + box)[-3:][::-1]
+    packed = struct.pack("<8Q4I6i24x", address, *sizes, *pitches, *box, swizzle, *corners, *steps)
+    return ctypes.create_string_buffer(packed, len(packed))
+
+
+def shared_memory_holds(code, operation, constants):
+    """What the source takes is what the launch brings, and within the device's limits."""
+    launched = OPERATIONS[operation].memory_of(constants)
+    if launched is None:
+        assert code.shared_bytes() <= STATIC_LIMIT, f"{code.shared_bytes()} bytes of shared memory"
+    else:
+        found = code.shared_bytes() + 1024
+        assert found == launched <= LAUNCHED_LIMIT, f"{found} bytes of shared memory, {launched} launched"
+
+
+def run(operation, elem, constants, entry, arrays, outputs, params, blocks, threads, schedules=SCHEDULES, maps=()):
     """Runs `entry` under every schedule, whose bits must agree.
 
     * `arrays`: the inputs; `outputs`: shapes and dtypes, which follow them
+    * `maps`: the first inputs reach the kernel as tensor maps, see `tensor_map`
     * returns the outputs
     """
     code = library(operation, elem, constants)
-    assert code.shared_bytes() <= SHARED_LIMIT, f"{code.shared_bytes()} bytes of shared memory"
+    shared_memory_holds(code, operation, constants)
     assert code.params_bytes() == len(params) and len(params) % 8 == 0, "the parameters' size"
     assert code.block_threads() == threads, "the threads of a block"
     agreed = None
@@ -105,7 +132,10 @@ def run(operation, elem, constants, entry, arrays, outputs, params, blocks, thre
             # NaN in every dtype, so that an element that is never written shows.
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             buffers.append(Buffer(np.frombuffer(b"\xff" * size, dtype).reshape(shape)))
-        pointers = (ctypes.c_void_p * len(buffers))(*[buffer.address for buffer in buffers])
+        descriptions = [tensor_map(b.address, a, *m) for b, a, m in zip(buffers, arrays, maps)]
+        addresses = [ctypes.addressof(text) for text in descriptions]
+        addresses += [buffer.address for buffer in buffers[len(maps) :]]
+        pointers = (ctypes.c_void_p * len(buffers))(*addresses)
         launch = getattr(code, f"launch_{entry}")
         launch.restype = None
         launch(pointers, params, *(ctypes.c_uint(value) for value in (blocks, threads, order, late)))

@@ -1,94 +1,86 @@
-//! Every operation at the shapes of an SD1.5-size U-Net, of the embedded model and of a diffusion transformer, on every
-//! device present: this crate's kernel (`kernel`) beside the same in burn's own operations (`burn`).
+//! Every operation at the shapes of an SD1.5-size U-Net, of the embedded model and of diffusion transformers, and on a
+//! GPU at those of larger models, on every device present: this crate's kernel (`kernel`) beside the same in burn's own
+//! operations (`burn`).
 //!
-//! `cargo bench --bench kernels` (CPU), `--features wgpu` and `cuda` for more; criterion's "elem/s" are floating-point
-//! operations a second, or elements for what only moves memory. A device that is absent is named and passed over.
+//! `cargo bench --bench kernels` (CPU), `--features wgpu` and `cuda` for more; then `-- 'linear 64x'` for what has that
+//! in its name. Criterion's "elem/s" are floating-point operations a second, or elements for what only moves memory.
+//! What cannot run here is reported as skipped, by name and with the reason.
+
+#[path = "common/mod.rs"]
+mod common;
 
 use std::hint::black_box;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use aquatint::ops::{self, Activation, Conv2d, Gelu, Mask};
-use burn::tensor::{DType, Device, Distribution, Tensor};
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use burn::tensor::{DType, Distribution, Tensor};
+use common::{Place, asked_for, places, skip};
+use criterion::{Criterion, criterion_group, criterion_main};
 
-/// A device and a precision to measure on.
-#[derive(Clone)]
-struct Place {
-    device: Device,
-    dtype: DType,
+/// One operation at one shape on one device.
+struct Case<'a> {
+    place: &'a Place,
     name: String,
+    /// Floating-point operations, or elements.
+    operations: usize,
 }
 
-impl Place {
-    /// Normally distributed.
-    fn random<const D: usize>(&self, shape: [usize; D]) -> Tensor<D> {
-        Tensor::random(shape, Distribution::Normal(0.0, 1.0), (&self.device, self.dtype))
+impl<'a> Case<'a> {
+    /// Nothing where it is not asked for, or where `large` work would take minutes.
+    fn new(place: &'a Place, op: &str, operations: usize, large: bool) -> Option<Self> {
+        let case = Self { place, name: place.name(op), operations };
+        let sides = ["kernel", "burn"].map(|side| case.side(side));
+        if large && !place.hardware {
+            sides.iter().for_each(|name| skip(name, "of this size on a GPU only"));
+            return None;
+        }
+        sides.iter().any(|name| asked_for(name)).then_some(case)
     }
 
-    fn measure(
+    fn side(&self, side: &str) -> String {
+        format!("{} {side}", self.name)
+    }
+
+    /// Normally distributed.
+    fn random<const D: usize>(&self, shape: [usize; D]) -> Tensor<D> {
+        Tensor::random(shape, Distribution::Normal(0.0, 1.0), (&self.place.device, self.place.dtype))
+    }
+
+    fn measure<const D: usize>(
         &self,
         criterion: &mut Criterion,
-        op: &str,
         side: &str,
-        operations: usize,
-        compute: impl Fn() + Send + Sync,
+        compute: impl Fn() -> Tensor<D> + Send + Sync,
     ) {
-        let mut group = criterion.benchmark_group(op.split(' ').next().unwrap_or(op));
-        group
-            .warm_up_time(Duration::from_millis(200))
-            .measurement_time(Duration::from_secs(1))
-            .sample_size(10);
-        group.throughput(Throughput::Elements(operations as u64));
-        let run = |rounds: u64| {
+        let rounds = |rounds: u64| {
             let begun = Instant::now();
-            (0..rounds).for_each(|_| compute());
-            self.device.sync().expect("the device works");
-            begun.elapsed()
+            (0..rounds).for_each(|_| drop(black_box(compute())));
+            self.place.device.sync().map_err(|error| error.to_string())?;
+            Ok(begun.elapsed())
         };
-        let name = format!("{op} {} {:?} {side}", self.name, self.dtype);
-        // On a thread of the pool, as `ops` asks of callers that run many small operations.
-        group.bench_function(name, |bencher| rayon::scope(|_| bencher.iter_custom(run)));
-        group.finish();
+        // On a thread of the pool, as `ops` asks of callers that run many small operations on the CPU.
+        let run =
+            |count| if self.place.kind == "cpu" { rayon::scope(|_| rounds(count)) } else { rounds(count) };
+        self.place.measure(criterion, &self.side(side), self.operations as u64, run);
     }
 
     fn pair<const D: usize>(
         &self,
         criterion: &mut Criterion,
-        op: &str,
-        operations: usize,
         kernel: impl Fn() -> Tensor<D> + Send + Sync,
         burn: impl Fn() -> Tensor<D> + Send + Sync,
     ) {
-        self.measure(criterion, op, "kernel", operations, || drop(black_box(kernel())));
-        self.measure(criterion, op, "burn", operations, || drop(black_box(burn())));
+        self.measure(criterion, "kernel", kernel);
+        self.measure(criterion, "burn", burn);
     }
 }
 
-/// What is here to measure on.
-fn places() -> Vec<Place> {
-    [
-        #[cfg(feature = "cpu")]
-        vec![Place { device: Device::flex(), dtype: DType::F32, name: "cpu".to_owned() }],
-        #[cfg(feature = "wgpu")]
-        gpu(burn::tensor::DeviceType::Wgpu, "wgpu"),
-        #[cfg(feature = "cuda")]
-        gpu(burn::tensor::DeviceType::Cuda, "cuda"),
-    ]
-    .concat()
-}
-
-/// The first device of a kind, in every precision that it has.
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn gpu(kind: burn::tensor::DeviceType, name: &str) -> Vec<Place> {
-    let found = std::panic::catch_unwind(|| Device::enumerate(kind).into_vec()).unwrap_or_default();
-    let Some(device) = found.into_iter().next() else {
-        eprintln!("{name}: no such device here, passed over");
-        return Vec::new();
-    };
-    let (here, absent): (Vec<_>, Vec<_>) =
-        [DType::F32, DType::F16, DType::BF16].into_iter().partition(|dtype| device.supports_dtype(*dtype));
-    absent.iter().for_each(|dtype| eprintln!("{name}: no {dtype:?} here, passed over"));
-    here.into_iter().map(|dtype| Place { device: device.clone(), dtype, name: name.to_owned() }).collect()
+/// Those for every device, then those for a GPU alone.
+fn shapes<const N: usize>(
+    small: &'static [[usize; N]],
+    large: &'static [[usize; N]],
+) -> impl Iterator<Item = ([usize; N], bool)> {
+    small.iter().map(|shape| (*shape, false)).chain(large.iter().map(|shape| (*shape, true)))
 }
 
 /// Tokens, outputs, inputs.
@@ -102,12 +94,18 @@ const LINEAR: [[usize; 3]; 7] = [
     [1, 128, 128],
 ];
 
+const LARGE_LINEAR: [[usize; 3]; 4] =
+    [[4096, 9216, 3072], [4096, 12288, 3072], [4096, 3072, 3072], [4608, 3072, 15360]];
+
 fn linear(criterion: &mut Criterion, place: &Place) {
-    for [m, n, k] in LINEAR {
-        let (x, weight, bias) = (place.random([1, m, k]), place.random([n, k]), place.random([n]));
+    for ([m, n, k], large) in shapes(&LINEAR, &LARGE_LINEAR) {
+        let Some(case) = Case::new(place, &format!("linear {m}x{n}x{k}"), 2 * m * n * k, large) else {
+            continue;
+        };
+        let (x, weight, bias) = (case.random([1, m, k]), case.random([n, k]), case.random([n]));
         let kernel = || ops::linear(x.clone(), &weight, Some(&bias));
         let burn = || ops::reference::linear(x.clone(), &weight, Some(&bias), None);
-        place.pair(criterion, &format!("linear {m}x{n}x{k}"), 2 * m * n * k, kernel, burn);
+        case.pair(criterion, kernel, burn);
     }
 }
 
@@ -122,15 +120,21 @@ const CONV: [[usize; 3]; 7] = [
     [64, 32, 16],
 ];
 
+const LARGE_CONV: [[usize; 3]; 3] = [[128, 320, 320], [128, 512, 512], [1024, 128, 128]];
+
 fn conv2d(criterion: &mut Criterion, place: &Place) {
     let walk = Conv2d { stride: 1, padding: [1; 4] };
-    for [side, inputs, outputs] in CONV {
-        let x = place.random([1, side, side, inputs]);
-        let (weight, bias) = (place.random([outputs, 3, 3, inputs]), place.random([outputs]));
+    for ([side, inputs, outputs], large) in shapes(&CONV, &LARGE_CONV) {
         let operations = 2 * side * side * 9 * inputs * outputs;
+        let Some(case) = Case::new(place, &format!("conv2d {side}² {inputs}->{outputs}"), operations, large)
+        else {
+            continue;
+        };
+        let x = case.random([1, side, side, inputs]);
+        let (weight, bias) = (case.random([outputs, 3, 3, inputs]), case.random([outputs]));
         let kernel = || ops::conv2d(x.clone(), &weight, Some(&bias), &walk);
         let burn = || ops::reference::conv2d(x.clone(), &weight, Some(&bias), &walk, None);
-        place.pair(criterion, &format!("conv2d {side}² {inputs}->{outputs}"), operations, kernel, burn);
+        case.pair(criterion, kernel, burn);
     }
 }
 
@@ -144,83 +148,150 @@ const ATTENTION: [[usize; 4]; 6] = [
     [4, 64, 64, 16],
 ];
 
+const LARGE_ATTENTION: [[usize; 4]; 6] = [
+    [24, 4096, 4096, 64],
+    [24, 4608, 4608, 64],
+    [24, 16384, 16384, 64],
+    [24, 4096, 4096, 128],
+    [24, 4608, 4608, 128],
+    [24, 16384, 16384, 128],
+];
+
+/// The most scores that burn's own attention, which stores them all, is asked for: 2 GB of them in f16.
+const MOST_SCORES: usize = 1 << 30;
+
 fn attention(criterion: &mut Criterion, place: &Place) {
-    for [heads, queries, keys, head_dim] in ATTENTION {
+    for ([heads, queries, keys, head_dim], large) in shapes(&ATTENTION, &LARGE_ATTENTION) {
         let channels = heads * head_dim;
-        let q = place.random([1, queries, channels]);
-        let (k, v) = (place.random([1, keys, channels]), place.random([1, keys, channels]));
-        let kernel = || ops::attention(q.clone(), k.clone(), v.clone(), heads, Mask::None);
-        let burn = || ops::reference::attention(q.clone(), k.clone(), v.clone(), heads, Mask::None);
-        let name = format!("attention {heads}x{queries}x{keys}x{head_dim}");
-        place.pair(criterion, &name, 4 * queries * keys * channels, kernel, burn);
+        let op = format!("attention {heads}x{queries}x{keys}x{head_dim}");
+        let Some(case) = Case::new(place, &op, 4 * queries * keys * channels, large) else {
+            continue;
+        };
+        let q = case.random([1, queries, channels]);
+        let (k, v) = (case.random([1, keys, channels]), case.random([1, keys, channels]));
+        case.measure(criterion, "kernel", || {
+            ops::attention(q.clone(), k.clone(), v.clone(), heads, Mask::None)
+        });
+        if heads * queries * keys > MOST_SCORES {
+            skip(&case.side("burn"), "too many scores to store");
+            continue;
+        }
+        case.measure(criterion, "burn", || {
+            ops::reference::attention(q.clone(), k.clone(), v.clone(), heads, Mask::None)
+        });
     }
 }
 
 /// Side, channels, groups.
 const MAPS: [[usize; 3]; 4] = [[64, 320, 32], [32, 640, 32], [16, 1280, 32], [8, 96, 16]];
 
-fn memory_bound(criterion: &mut Criterion, place: &Place) {
-    for [side, channels, groups] in MAPS {
+const LARGE_MAPS: [[usize; 3]; 3] = [[128, 320, 32], [512, 256, 32], [1024, 128, 32]];
+
+fn maps(criterion: &mut Criterion, place: &Place) {
+    for ([side, channels, groups], large) in shapes(&MAPS, &LARGE_MAPS) {
         let count = side * side * channels;
-        let (x, affine) = (place.random([1, side, side, channels]), place.random([channels]));
-        let kernel = || ops::group_norm(x.clone(), groups, &affine, &affine, 1e-5, Activation::Silu);
-        let burn = || ops::reference::group_norm(x.clone(), groups, &affine, &affine, 1e-5, Activation::Silu);
-        place.pair(criterion, &format!("group_norm_silu {side}² {channels}"), count, kernel, burn);
-        let kernel = || ops::upsample_nearest_2x(x.clone());
-        let burn = || ops::reference::upsample_nearest_2x(x.clone());
-        place.pair(criterion, &format!("upsample {side}² {channels}"), 4 * count, kernel, burn);
-        let tokens: Tensor<3> = x.clone().reshape([1, side * side, channels]);
-        let kernel = || ops::layer_norm(tokens.clone(), &affine, &affine, 1e-5);
-        let burn = || ops::reference::layer_norm(tokens.clone(), &affine, &affine, 1e-5);
-        place.pair(criterion, &format!("layer_norm {}x{channels}", side * side), count, kernel, burn);
-        let kernel = || ops::geglu(tokens.clone());
-        let burn = || ops::reference::geglu(tokens.clone());
-        place.pair(criterion, &format!("geglu {}x{channels}", side * side), count / 2, kernel, burn);
+        if let Some(case) = Case::new(place, &format!("group_norm_silu {side}² {channels}"), count, large) {
+            let (x, affine) = (case.random([1, side, side, channels]), case.random([channels]));
+            let kernel = || ops::group_norm(x.clone(), groups, &affine, &affine, 1e-5, Activation::Silu);
+            let burn =
+                || ops::reference::group_norm(x.clone(), groups, &affine, &affine, 1e-5, Activation::Silu);
+            case.pair(criterion, kernel, burn);
+        }
+        if let Some(case) = Case::new(place, &format!("upsample {side}² {channels}"), 4 * count, large) {
+            let x = case.random([1, side, side, channels]);
+            let kernel = || ops::upsample_nearest_2x(x.clone());
+            let burn = || ops::reference::upsample_nearest_2x(x.clone());
+            case.pair(criterion, kernel, burn);
+        }
     }
 }
 
-/// Tokens, heads: FLUX and a smaller transformer at 512². A head has 128 channels.
-const TRANSFORMER: [[usize; 2]; 2] = [[1024, 24], [1024, 12]];
+/// Tokens, channels.
+const TOKENS: [[usize; 2]; 4] = [[4096, 320], [1024, 640], [256, 1280], [64, 96]];
+
+const LARGE_TOKENS: [[usize; 2]; 4] = [[8192, 2560], [4096, 3072], [16384, 3072], [16384, 10240]];
+
+fn tokens(criterion: &mut Criterion, place: &Place) {
+    for ([tokens, channels], large) in shapes(&TOKENS, &LARGE_TOKENS) {
+        let count = tokens * channels;
+        if let Some(case) = Case::new(place, &format!("layer_norm {tokens}x{channels}"), count, large) {
+            let (x, affine) = (case.random([1, tokens, channels]), case.random([channels]));
+            let kernel = || ops::layer_norm(x.clone(), &affine, &affine, 1e-5);
+            let burn = || ops::reference::layer_norm(x.clone(), &affine, &affine, 1e-5);
+            case.pair(criterion, kernel, burn);
+        }
+        if let Some(case) = Case::new(place, &format!("geglu {tokens}x{channels}"), count / 2, large) {
+            let x = case.random([1, tokens, channels]);
+            let kernel = || ops::geglu(x.clone());
+            let burn = || ops::reference::geglu(x.clone());
+            case.pair(criterion, kernel, burn);
+        }
+    }
+}
+
+/// Channels of a transformer's head.
+const HEAD_DIM: usize = 128;
+
+/// Tokens, heads of 128 channels: a transformer of few and FLUX at 512².
+const TRANSFORMER: [[usize; 2]; 2] = [[1024, 12], [1024, 24]];
+
+/// FLUX at 1024², with the tokens of its text.
+const LARGE_TRANSFORMER: [[usize; 2]; 1] = [[4608, 24]];
 
 fn transformer(criterion: &mut Criterion, place: &Place) {
-    const HEAD_DIM: usize = 128;
-    for [tokens, heads] in TRANSFORMER {
+    for ([tokens, heads], large) in shapes(&TRANSFORMER, &LARGE_TRANSFORMER) {
         let channels = heads * HEAD_DIM;
-        let count = tokens * channels;
-        let shape = format!("{tokens}x{channels}");
-        let (x, residual) = (place.random([1, tokens, channels]), place.random([1, tokens, channels]));
-        let (weight, row) = (place.random([channels]), place.random([1, channels]));
-        let kernel = || ops::rms_norm(x.clone(), &weight, 1e-6);
-        let burn = || ops::reference::rms_norm(x.clone(), &weight, 1e-6);
-        place.pair(criterion, &format!("rms_norm {shape}"), count, kernel, burn);
-        let kernel = || ops::layer_norm_modulate(x.clone(), &row, &row, 1e-6);
-        let burn = || ops::reference::layer_norm_modulate(x.clone(), &row, &row, 1e-6);
-        place.pair(criterion, &format!("layer_norm_modulate {shape}"), count, kernel, burn);
-        let kernel = || ops::gate_residual(residual.clone(), x.clone(), &row);
-        let burn = || ops::reference::gate_residual(residual.clone(), x.clone(), &row);
-        place.pair(criterion, &format!("gate_residual {shape}"), count, kernel, burn);
-        let kernel = || ops::swiglu(x.clone());
-        let burn = || ops::reference::swiglu(x.clone());
-        place.pair(criterion, &format!("swiglu {shape}"), count / 2, kernel, burn);
-        for form in [Gelu::Exact, Gelu::Tanh] {
-            let kernel = || ops::bias_gelu(x.clone(), &weight, form);
-            let burn = || ops::reference::bias_gelu(x.clone(), &weight, form);
-            place.pair(criterion, &format!("bias_gelu {form:?} {shape}"), count, kernel, burn);
+        let case = |op: &str, parts: usize| {
+            let elements = tokens * channels * parts / 2;
+            Case::new(place, &format!("{op} {tokens}x{channels}"), elements, large)
+        };
+        if let Some(case) = case("rms_norm", 2) {
+            let (x, weight) = (case.random([1, tokens, channels]), case.random([channels]));
+            let kernel = || ops::rms_norm(x.clone(), &weight, 1e-6);
+            let burn = || ops::reference::rms_norm(x.clone(), &weight, 1e-6);
+            case.pair(criterion, kernel, burn);
         }
-        let head = place.random([HEAD_DIM]);
-        let tables = Place { dtype: DType::F32, ..place.clone() };
-        let (cos, sin) =
-            (tables.random([tokens, HEAD_DIM / 2]).cos(), tables.random([tokens, HEAD_DIM / 2]).sin());
-        let kernel = || ops::qk_norm_rope(x.clone(), residual.clone(), &head, &head, &cos, &sin, 1e-6).0;
-        let burn =
-            || ops::reference::qk_norm_rope(x.clone(), residual.clone(), &head, &head, &cos, &sin, 1e-6).0;
-        place.pair(criterion, &format!("qk_norm_rope {shape}"), 2 * count, kernel, burn);
+        if let Some(case) = case("layer_norm_modulate", 2) {
+            let (x, row) = (case.random([1, tokens, channels]), case.random([1, channels]));
+            let kernel = || ops::layer_norm_modulate(x.clone(), &row, &row, 1e-6);
+            let burn = || ops::reference::layer_norm_modulate(x.clone(), &row, &row, 1e-6);
+            case.pair(criterion, kernel, burn);
+        }
+        if let Some(case) = case("gate_residual", 2) {
+            let (x, row) = (case.random([1, tokens, channels]), case.random([1, channels]));
+            let kernel = || ops::gate_residual(x.clone(), x.clone(), &row);
+            let burn = || ops::reference::gate_residual(x.clone(), x.clone(), &row);
+            case.pair(criterion, kernel, burn);
+        }
+        if let Some(case) = case("swiglu", 1) {
+            let x = case.random([1, tokens, channels]);
+            let (kernel, burn) = (|| ops::swiglu(x.clone()), || ops::reference::swiglu(x.clone()));
+            case.pair(criterion, kernel, burn);
+        }
+        for form in [Gelu::Exact, Gelu::Tanh] {
+            if let Some(case) = case(&format!("bias_gelu {form:?}"), 2) {
+                let (x, bias) = (case.random([1, tokens, channels]), case.random([channels]));
+                let kernel = || ops::bias_gelu(x.clone(), &bias, form);
+                let burn = || ops::reference::bias_gelu(x.clone(), &bias, form);
+                case.pair(criterion, kernel, burn);
+            }
+        }
+        if let Some(case) = case("qk_norm_rope", 4) {
+            let (q, k) = (case.random([1, tokens, channels]), case.random([1, tokens, channels]));
+            let (head, table) =
+                (case.random([HEAD_DIM]), case.random([tokens, HEAD_DIM / 2]).cast(DType::F32));
+            let (cos, sin) = (table.clone().cos(), table.sin());
+            let kernel = || ops::qk_norm_rope(q.clone(), k.clone(), &head, &head, &cos, &sin, 1e-6).0;
+            let burn =
+                || ops::reference::qk_norm_rope(q.clone(), k.clone(), &head, &head, &cos, &sin, 1e-6).0;
+            case.pair(criterion, kernel, burn);
+        }
     }
 }
 
 fn kernels(criterion: &mut Criterion) {
     for place in places() {
-        for measure in [linear, conv2d, attention, memory_bound, transformer] {
+        for measure in [linear, conv2d, attention, maps, tokens, transformer] {
             measure(criterion, &place);
         }
     }

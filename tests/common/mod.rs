@@ -10,8 +10,10 @@ use serde_json::Value;
 
 pub(crate) mod parity;
 
+/// In the checkout where cargo says that it is, else in the one where this program was built.
 pub(crate) fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+    let checkout = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&checkout).join("tests/fixtures")
 }
 
 pub(crate) fn checkpoint(name: &str) -> PathBuf {

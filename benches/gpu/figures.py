@@ -1,0 +1,84 @@
+"""Figures: from criterion's files, put together over rounds, and kept in benches/results."""
+
+import datetime
+import json
+import os
+import re
+from pathlib import Path
+
+SPREAD = "10th percentile, median, 90th percentile"
+
+
+def criterion(home):
+    """{id: seconds a run of each sample} of everything that criterion wrote into `home`."""
+    found = {}
+    for path in sorted(Path(home).glob("*/*/new/benchmark.json")):
+        name = json.loads(path.read_text())["full_id"].split("/", 1)[1]
+        sample = json.loads((path.parent / "sample.json").read_text())
+        found[name] = [time / runs / 1e9 for time, runs in zip(sample["times"], sample["iters"])]
+    return found
+
+
+def triple(samples):
+    """Milliseconds at the 10th, 50th and 90th percentile, to five digits."""
+    ordered = sorted(samples)
+    at = (ordered[round((len(ordered) - 1) * share)] for share in (0.1, 0.5, 0.9))
+    return [float(f"{1000 * seconds:.5g}") for seconds in at]
+
+
+class Rows:
+    """Samples of a stage, by workload, type and side, and where they come from."""
+
+    def __init__(self, **origin):
+        self.samples, self.facts, self.origin = {}, {}, origin
+
+    def add(self, name, dtype, side, samples, **facts):
+        key = (name, dtype, side)
+        self.samples.setdefault(key, []).extend(samples)
+        known = self.facts.setdefault(key, {})
+        for fact, value in facts.items():
+            if value is not None:
+                # The highest peak; the longest preparation, which is the one that found no cache.
+                known[fact] = max(value, known.get(fact, value))
+
+    def json(self):
+        rows = {}
+        for (name, dtype, side), samples in self.samples.items():
+            row = rows.setdefault((name, dtype), {"name": name, "type": dtype, **self.origin, "sides": {}})
+            facts = {
+                fact: float(f"{value:.4g}") if isinstance(value, float) else value
+                for fact, value in self.facts[name, dtype, side].items()
+            }
+            row["sides"][side] = {"ms": triple(samples), "samples": len(samples), **facts}
+        return list(rows.values())
+
+
+def results_file(folder, device):
+    """Today's file of a device."""
+    slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+    return Path(folder) / f"{datetime.date.today().isoformat()}-{slug}.json"
+
+
+def merged(known, part):
+    """A stage's part with the rows of an earlier run that this one did not measure again."""
+    if "rows" not in part:
+        return part
+    measured = {(row["name"], row["type"]) for row in part["rows"]}
+    kept = [row for row in known.get("rows", []) if (row["name"], row["type"]) not in measured]
+    return {**part, "rows": kept + part["rows"]}
+
+
+def record(path, head, stage, part):
+    """Puts one stage's part into a results file; other stages stay as they are."""
+    known = json.loads(path.read_text()) if path.exists() else {"stages": {}}
+    stages = {**known["stages"], stage: merged(known["stages"].get(stage, {}), part)}
+    text = json.dumps({**head, "stages": stages}, ensure_ascii=False, indent=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".tmp")
+    beside.write_text(lines_of_numbers(text) + "\n")
+    os.replace(beside, path)
+
+
+def lines_of_numbers(text):
+    """Lists of numbers on one line each."""
+    return re.sub(r"\[\s+([-\d.e,\s]+?)\s+\]", lambda found: f"[{', '.join(found[1].replace(',', ' ').split())}]", text)

@@ -232,7 +232,7 @@ fn tokens(criterion: &mut Criterion, place: &Place) {
 /// Channels of a transformer's head.
 const HEAD_DIM: usize = 128;
 
-/// Tokens, heads of 128 channels: a transformer of few and FLUX at 512².
+/// Tokens, heads of 128 channels: a small transformer, and FLUX at 512².
 const TRANSFORMER: [[usize; 2]; 2] = [[1024, 12], [1024, 24]];
 
 /// FLUX at 1024², with the tokens of its text.

@@ -60,12 +60,15 @@ def results_file(folder, device):
 
 
 def merged(known, part):
-    """A stage's part with the rows of an earlier run that this one did not measure again."""
+    """A stage's part with what an earlier run came to and this one did not measure again."""
     if "rows" not in part:
         return part
     measured = {(row["name"], row["type"]) for row in part["rows"]}
     kept = [row for row in known.get("rows", []) if (row["name"], row["type"]) not in measured]
-    return {**part, "rows": kept + part["rows"]}
+    names = {row["name"] for row in part["rows"]}
+    skipped = {what: why for what, why in known.get("skipped", {}).items() if what.split(", ")[0] not in names}
+    commands = list(dict.fromkeys(known.get("commands", []) + part["commands"]))
+    return {**part, "rows": kept + part["rows"], "skipped": {**skipped, **part["skipped"]}, "commands": commands}
 
 
 def record(path, head, stage, part):

@@ -102,9 +102,12 @@ class Run:
             try:
                 status = process.wait(left)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
                 status = None
+            finally:
+                # Also where this script is told to end.
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
             peak, clocks = watch.found()
             self.clocks += [clocks] if clocks else []
             out.seek(0)
@@ -371,6 +374,7 @@ def main():
             plan(run, stage)
         return 0
     run.work.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     return 0 if all([perform(run, stage) for stage in arguments.stages]) else 1
 
 

@@ -59,17 +59,19 @@ pub use backend::{Alternative, Backend, Degrade, Steps};
 pub use clock::Clock;
 pub use cost::{BatchKey, Model, Phase, Price};
 pub use drill::{Drill, DrillError, DrillRates, DrillSwitch};
-pub use handle::{Applied, CheckpointError, Events, Failure, Finished, Handle, Outcome};
+pub use handle::{CheckpointError, Events, Failure, Finished, Handle, Outcome};
 pub use ledger::Counters;
 pub use lifecycle::{Ending, Fault, State, TRANSITIONS, Trigger};
 pub use limits::{Bounds, ClassLimits, Codel, Limits, LimitsError, Quota};
 pub use pipeline::{Distilled, PipelineBackend, PipelineEngine};
 pub use queue::JobId;
 pub use rejected::{Bound, Reason, Rejected};
-pub use scheduler::{Accepted, Action, DegradeReason, Event, Launch, Mode, Offer, Report, Scheduler};
+pub use scheduler::{Accepted, Action, Event, Launch, Mode, Offer, Report, Scheduler};
 pub use slot::Progress;
 pub use status::{ClassStatus, Status, TenantStatus};
 pub use submission::Submission;
+
+pub use crate::job::{Applied, DegradeReason};
 
 use self::clock::Monotonic;
 use self::shell::Shell;

@@ -1,5 +1,6 @@
 //! One request in flight.
 
+mod applied;
 pub(crate) mod saved;
 
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 
+pub use self::applied::{Applied, DegradeReason};
 pub use self::saved::SavedJobError;
 use crate::guidance::GuidancePlan;
 use crate::ops::{DenoiseRow, Estimate, Guided, NonFinite, Slot, Source, Stepped};
@@ -30,6 +32,8 @@ pub struct Job {
     pub(crate) guided: Option<(GuidancePlan, Tensor<3>)>,
     /// What the user should know, such as a prompt that was cut.
     pub(crate) notes: Vec<String>,
+    /// What it does instead of what was asked for, if an engine made it do so.
+    pub(crate) applied: Option<Applied>,
     /// The pipeline that started it.
     pub(crate) pipeline: Arc<str>,
     pub(crate) begun: Instant,

@@ -56,7 +56,7 @@ pub mod weights;
 pub use device::{DeviceChoice, DeviceKind, Precision};
 pub use error::{Error, Result, Stage};
 pub use image::Picture;
-pub use job::{Job, SavedJobError};
+pub use job::{Applied, DegradeReason, Job, SavedJobError};
 pub use pipeline::{Generation, LoadOptions, Pipeline, Progress, Raw, Report, Resume};
 pub use request::{Guidance, Input, Request};
 pub use samplers::{Sampler, SigmaSchedule};

@@ -168,8 +168,8 @@ fn bytes_that_end_early_or_go_on_are_refused() {
     let other = [b"PNG".as_slice(), &bytes].concat();
     assert!(matches!(refused(&pipeline, &other), SavedJobError::NotASavedJob { .. }));
     let mut newer = bytes.clone();
-    newer[8] = 2;
-    assert_eq!(refused(&pipeline, &newer), SavedJobError::Version { expected: 1, found: 2 });
+    newer[8] = 3;
+    assert_eq!(refused(&pipeline, &newer), SavedJobError::Version { expected: 2, found: 3 });
 }
 
 proptest! {
@@ -226,6 +226,7 @@ fn a_whole_file_that_no_job_can_be_is_refused_by_the_part_that_is_wrong() {
         (head("/rows/0/position", json!(625)), "row.0.generator"),
         (head("/request/count", json!(3)), "the rows"),
         (head("/request/prompt", json!(5)), "metadata `job`"),
+        (head("/applied", json!({"requested": "20 steps", "actual": "4 steps"})), "metadata `job`"),
         (tensor("row.1.latents", &|t| t.3[..4].copy_from_slice(&f32::NAN.to_le_bytes())), "row.1.latents"),
         (tensor("row.0.latents", &|t| t.2 = vec![t.3.len() / 4]), "row.0.latents"),
         (tensor("text.positive", &|t| t.0 = "text.other".to_owned()), "text.positive"),

@@ -106,7 +106,7 @@ fn write_seeds(folder: &Path, bases: &[Base]) {
 /// A header that is right for the body.
 fn headed(body: &[u8]) -> Vec<u8> {
     let (length, checksum) = ((body.len() as u64).to_le_bytes(), xxh3_128(body).to_le_bytes());
-    [b"AQUAJOB\0".as_slice(), &1_u32.to_le_bytes(), &length, &checksum, body].concat()
+    [b"AQUAJOB\0".as_slice(), &2_u32.to_le_bytes(), &length, &checksum, body].concat()
 }
 
 /// One change of one tensor. A tensor whose bytes do not fill its shape, or whose name is another's, is taken out.

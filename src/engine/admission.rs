@@ -8,8 +8,9 @@ use super::cost::{Phase, Price};
 use super::lifecycle::State;
 use super::queue::{Place, TenantIndex};
 use super::rejected::{Bound, Reason, Rejected};
-use super::retry::Caller;
-use super::scheduler::{Accepted, DegradeReason, Job, Mode, Offer, Scheduler, Work};
+use super::retry::{Caller, spread};
+use super::scheduler::{Accepted, Job, Mode, Offer, Scheduler, Work};
+use crate::job::DegradeReason;
 
 /// Submissions of one tenant without a retry key that are told apart.
 const ANONYMOUS: u64 = 4;
@@ -74,7 +75,7 @@ impl Scheduler {
         let quota_start = self.now.checked_sub(window.unwrap_or_default());
         let tenant = self.queue.tenant(class, &offer.tenant, quota_start);
         let (candidate, reason) = self.choose_variant(class, tenant, offer)?;
-        self.check_quota(class, tenant, &candidate)?;
+        self.check_quota(class, tenant, offer, &candidate)?;
         self.check_bounds(class, offer, &candidate)?;
         Ok(self.accept(class, tenant, offer, &candidate, reason))
     }
@@ -180,13 +181,19 @@ impl Scheduler {
         &mut self,
         class: usize,
         tenant: TenantIndex,
+        offer: &Offer,
         candidate: &Candidate,
     ) -> Result<(), Rejected> {
         let Some(quota) = self.limits.classes.get(class).and_then(|class| class.quota) else {
             return Ok(());
         };
         match self.queue.quota_wait(class, tenant, &quota, candidate.work.total(), self.now) {
-            Some((bound, retry_after)) => Err(Rejected { reason: Reason::Quota { bound }, retry_after }),
+            Some((bound, wait)) => {
+                // A tenant's clients all wait for the same moment.
+                let spread = spread(self.limits.retry_grace, offer.jitter);
+                let retry_after = wait.map(|wait| wait.saturating_add(spread));
+                Err(Rejected { reason: Reason::Quota { bound }, retry_after })
+            }
             None => Ok(()),
         }
     }

@@ -1,8 +1,8 @@
 //! What the engine drives: a device that starts, steps and finishes jobs.
 
 use super::cost::{Model, Price};
-use super::handle::Applied;
 use super::lifecycle::Fault;
+use crate::job::Applied;
 
 /// A model on a device. The engine calls `price`, `alternatives` and `inspect` on submitters' threads,
 /// everything else on its one worker thread; panics in any of them are caught.
@@ -37,9 +37,12 @@ pub trait Backend: Send + Sync + 'static {
     fn start(&self, requests: &[&Self::Request], model: Model) -> Vec<Result<Self::Job, Self::Error>>;
 
     /// Keeps with a job that was just started what it does instead of what was asked for, so that its
-    /// checkpoints carry it; [`Finished::applied`](super::Finished::applied) of a job that was resumed does not
-    /// say it again.
+    /// checkpoints carry it.
     fn degraded(&self, job: &mut Self::Job, applied: &Applied);
+
+    /// What [`degraded`](Self::degraded) kept with a job, for [`Finished::applied`](super::Finished::applied) of
+    /// one that was resumed.
+    fn applied(&self, job: &Self::Job) -> Option<Applied>;
 
     /// One step of each job, all of one batch key. One result a job, in their order.
     fn step(&self, jobs: &mut [&mut Self::Job]) -> Vec<Result<(), Self::Error>>;

@@ -56,13 +56,30 @@ impl Scheduler {
         true
     }
 
+    /// The most rows that a launch of `price`'s key has at present.
+    fn most_rows(&self, phase: Phase, price: &Price) -> u32 {
+        let limit = match phase {
+            Phase::Start => self.limits.start_rows,
+            Phase::Step => u32::MAX,
+            Phase::Finish => self.limits.finish_rows,
+        };
+        self.caps.rows(phase, price).min(limit)
+    }
+
+    /// Rows of the launch in flight over the most that it may have at present; 0 where there is none.
+    pub(super) fn occupancy(&self) -> f64 {
+        self.flight.as_ref().map_or(0.0, |Flight { launch, rows, price }| {
+            // One job may have more rows than fit together.
+            let most = self.most_rows(launch.phase, price).max(*rows).max(1);
+            f64::from(*rows) / f64::from(most)
+        })
+    }
+
     /// Whether one more job may join a launch of `rows` rows that encodes or decodes.
     fn has_room(&self, phase: Phase, price: &Price, rows: u32) -> bool {
-        let limit = if phase == Phase::Start { self.limits.start_rows } else { self.limits.finish_rows };
         let all = rows.saturating_add(price.rows);
         let time = self.costs.launch(phase, price, all);
-        rows == 0
-            || (all <= self.caps.rows(phase, price).min(limit) && time <= self.limits.stall.as_secs_f64())
+        rows == 0 || (all <= self.most_rows(phase, price) && time <= self.limits.stall.as_secs_f64())
     }
 
     /// The jobs that have waited longest for decoding, and others of their key.

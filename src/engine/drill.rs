@@ -7,9 +7,9 @@ use thiserror::Error;
 
 use super::backend::{Alternative, Backend, Degrade, Steps};
 use super::cost::{Model, Price};
-use super::handle::Applied;
 use super::lifecycle::Fault;
 use super::sync::{Mutex, lock};
+use crate::job::Applied;
 
 /// How often what goes wrong. All 0 is off: every call goes through untouched.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -182,6 +182,10 @@ impl<B: Backend> Backend for Drill<B> {
         self.backend.degraded(job, applied);
     }
 
+    fn applied(&self, job: &Self::Job) -> Option<Applied> {
+        self.backend.applied(job)
+    }
+
     fn step(&self, jobs: &mut [&mut Self::Job]) -> Vec<Result<(), Self::Error>> {
         let jobs = jobs.iter_mut().map(|job| &mut **job).collect();
         self.drilled(jobs, |mut jobs: Vec<&mut Self::Job>| self.backend.step(&mut jobs))
@@ -208,7 +212,8 @@ impl<B: Backend> Backend for Drill<B> {
     }
 
     fn resume(&self, checkpoint: &[u8], allow_inexact: bool) -> Result<Self::Job, Self::Error> {
-        self.backend.resume(checkpoint, allow_inexact).map_err(DrillError::Backend)
+        let resume = |_: Vec<()>| vec![self.backend.resume(checkpoint, allow_inexact)];
+        self.drilled(vec![()], resume).pop().unwrap_or(Err(DrillError::NotFinite))
     }
 
     fn memory(&self) -> Option<u64> {

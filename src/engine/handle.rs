@@ -11,9 +11,10 @@ use thiserror::Error;
 
 use super::backend::Backend;
 use super::queue::JobId;
-use super::scheduler::{DegradeReason, Event};
+use super::scheduler::Event;
 use super::shell::Shell;
 use super::slot::{Progress, Slot};
+use crate::job::Applied;
 
 /// What a finished job gave.
 #[derive(Clone, Debug)]
@@ -30,17 +31,6 @@ pub struct Finished<O> {
     pub latency: Duration,
     /// The submission's tags.
     pub tags: Arc<[(String, String)]>,
-}
-
-/// What was done instead of what was asked for, with the submitter's consent.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Applied {
-    /// What was asked for.
-    pub requested: String,
-    /// What was done.
-    pub actual: String,
-    /// Why.
-    pub reason: DegradeReason,
 }
 
 /// Why an accepted job gave nothing.

@@ -6,12 +6,11 @@ use ::image::RgbImage;
 
 use super::backend::{Alternative, Backend, Degrade, Steps};
 use super::cost::{BatchKey, Model, Price};
-use super::handle::Applied;
 use super::lifecycle::Fault;
 use super::{Engine, EngineError, EngineOptions};
 use crate::device::DeviceError;
 use crate::error::{Error, Result};
-use crate::job::Job;
+use crate::job::{Applied, Job};
 use crate::pipeline::{Generation, Needs, Pipeline, Resume};
 use crate::request::{Guidance, Input, Request};
 use crate::samplers::Sampler;
@@ -278,10 +277,15 @@ impl Backend for PipelineBackend {
         self.served(model).pipeline.start_batch(requests)
     }
 
-    /// A note of the job, which its [`Generation`]'s report repeats.
+    /// Kept with the job, for its [`Generation`], and said in a note of its report.
     fn degraded(&self, job: &mut Job, applied: &Applied) {
         let Applied { requested, actual, reason } = applied;
         job.notes.push(format!("{actual} in place of {requested}: {reason}"));
+        job.applied = Some(applied.clone());
+    }
+
+    fn applied(&self, job: &Job) -> Option<Applied> {
+        job.applied.clone()
     }
 
     fn step(&self, jobs: &mut [&mut Job]) -> Vec<Result<()>> {

@@ -42,6 +42,11 @@ const HELD: f64 = 0.998;
 /// Newcomers keep a part of the room for themselves: promises are paced at this share of the rate.
 const PACE: f64 = 0.9;
 
+/// By how much later than the others' a caller's time is, so that they do not come together.
+pub(crate) fn spread(grace: Duration, jitter: f64) -> Duration {
+    grace.mul_f64(0.5 * jitter.clamp(0.0, 1.0))
+}
+
 impl Default for RetryBook {
     fn default() -> Self {
         Self {
@@ -109,7 +114,7 @@ impl RetryBook {
         (horizon, grace): (Duration, Duration),
         jitter: f64,
     ) -> Option<Duration> {
-        let spread = grace.mul_f64(0.5 * jitter.clamp(0.0, 1.0));
+        let spread = spread(grace, jitter);
         if let Some(promise) = self.promises.get(&caller) {
             return Some(promise.due.saturating_sub(now) + spread);
         }

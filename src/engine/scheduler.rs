@@ -15,6 +15,7 @@ use super::lifecycle::{Ending, Fault, State, Trigger};
 use super::limits::{Limits, LimitsError};
 use super::queue::{FairQueue, JobId, Place};
 use super::retry::RetryBook;
+use crate::job::DegradeReason;
 
 /// A submission as the scheduler sees it.
 #[derive(Clone, Debug)]
@@ -99,27 +100,6 @@ pub struct Accepted {
     pub position: usize,
     /// When it is expected to be finished, on the scheduler's clock.
     pub finish: Duration,
-}
-
-/// Why a submission gets less than it asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DegradeReason {
-    /// Much is waiting.
-    Load,
-    /// What was asked for would be finished too late.
-    Deadline,
-    /// What was asked for needs more memory than there is.
-    Memory,
-}
-
-impl std::fmt::Display for DegradeReason {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Load => "much is waiting",
-            Self::Deadline => "it would be finished too late",
-            Self::Memory => "it needs more memory than there is",
-        })
-    }
 }
 
 /// Whether work is taken on.

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use super::backend::Backend;
 use super::clock::Clock;
-use super::handle::{Applied, CheckpointError, Handle, JobSlot};
+use super::handle::{CheckpointError, Handle, JobSlot};
 use super::metrics::{self, Labels};
 use super::queue::JobId;
 use super::rejected::Rejected;
 use super::scheduler::{Accepted, Event, Mode, Offer, Scheduler};
 use super::slot::{Progress, Slot};
 use super::sync::{Condvar, Mutex, MutexGuard, lock};
+use crate::job::Applied;
 
 /// What a job starts from.
 #[derive(Clone)]

@@ -17,6 +17,8 @@ pub struct Status {
     pub classes: Vec<ClassStatus>,
     /// What the device is busy with: phase, jobs, rows.
     pub launch: Option<(Phase, usize, u32)>,
+    /// Rows of that launch over the most that it may have at present; 0 where there is none.
+    pub occupancy: f64,
     /// Rows of the jobs that are on the device.
     pub rows: u64,
     /// Bytes that they have reserved.
@@ -88,6 +90,7 @@ impl Scheduler {
             mode: self.mode,
             classes: classes.collect(),
             launch: launch.map(|flight| (flight.launch.phase, flight.launch.jobs.len(), flight.rows)),
+            occupancy: self.occupancy(),
             rows: self.ledger.rows,
             reserved_memory: self.ledger.memory,
             memory_budget: self.limits.memory,

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use super::backend::{Backend, Steps};
 use super::cost::{Model, Phase};
-use super::handle::{Applied, CheckpointError, Failure, Finished, Outcome};
+use super::handle::{CheckpointError, Failure, Finished, Outcome};
 use super::lifecycle::{Ending, Fault};
 use super::metrics;
 use super::queue::JobId;
 use super::scheduler::{Action, Event, Launch, Report};
 use super::shell::{Origin, Reply, Shell};
 use super::slot::Progress;
+use crate::job::Applied;
 
 /// What the worker keeps for itself.
 pub(crate) struct Worker<B: Backend> {
@@ -151,7 +152,7 @@ impl<B: Backend> Worker<B> {
                 Some(Origin::Checkpoint { bytes, allow_inexact }) => {
                     match guarded(|| backend.resume(bytes, *allow_inexact)) {
                         Ok(job) => self.typed(Some(job)),
-                        Err(message) => Err((Fault::Job, Failure::Panicked { message })),
+                        Err(message) => Err((Fault::Launch, Failure::Panicked { message })),
                     }
                 }
                 None => Err((Fault::Job, Failure::NoResult)),
@@ -172,16 +173,29 @@ impl<B: Backend> Worker<B> {
         results
     }
 
-    /// Tells jobs that were just started what they do instead of what was asked for.
+    /// Tells jobs that were just started what they do instead of what was asked for, and asks those that were
+    /// resumed.
     fn note_degraded(&mut self, ids: &[JobId]) {
         let desk = self.shell.desk();
-        let applied: Vec<(JobId, Applied)> =
-            ids.iter().filter_map(|id| Some((*id, desk.entries.get(id)?.applied.clone()?))).collect();
+        let applied: Vec<(JobId, Option<Applied>)> =
+            ids.iter().filter_map(|id| Some((*id, desk.entries.get(id)?.applied.clone()))).collect();
         drop(desk);
+        let backend = &self.shell.backend;
         for (id, applied) in applied {
-            if let Some(job) = self.jobs.get_mut(&id) {
-                // What panics here costs the note alone.
-                let _ = guarded(|| self.shell.backend.degraded(job, &applied));
+            let Some(job) = self.jobs.get_mut(&id) else {
+                continue;
+            };
+            // What panics here costs the note alone.
+            match applied {
+                Some(applied) => drop(guarded(|| backend.degraded(job, &applied))),
+                None => {
+                    let kept = guarded(|| backend.applied(job)).ok().flatten();
+                    if kept.is_some()
+                        && let Some(entry) = self.shell.desk().entries.get_mut(&id)
+                    {
+                        entry.applied = kept;
+                    }
+                }
             }
         }
     }

@@ -15,10 +15,11 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use xxhash_rust::xxh3::xxh3_128;
 
+use super::applied::Applied;
 use crate::request::Guidance;
 
 const MAGIC: [u8; 8] = *b"AQUAJOB\0";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 36;
 /// The metadata key of [`Head`].
 const HEAD: &str = "job";
@@ -124,6 +125,7 @@ pub(crate) struct Head {
     pub(crate) step: usize,
     pub(crate) rows: Vec<SavedRow>,
     pub(crate) notes: Vec<String>,
+    pub(crate) applied: Option<Applied>,
     /// Microseconds since the start, and of encoding and denoising.
     pub(crate) elapsed: u64,
     pub(crate) encoding: u64,

@@ -10,7 +10,7 @@ use super::{Pipeline, check_finite, download, memory, no_output, together};
 use crate::device::{DeviceKind, guard};
 use crate::error::{Error, Result, Stage};
 use crate::image::{Picture, from_unit};
-use crate::job::{Job, Row};
+use crate::job::{Applied, Job, Row};
 use crate::request::{Guidance, Input};
 
 /// What a request gave.
@@ -20,6 +20,8 @@ pub struct Generation {
     pub images: Vec<Picture>,
     /// Times, memory and notes.
     pub report: Report,
+    /// What was done where it is not what was asked for: only an engine does so, with the submitter's consent.
+    pub applied: Option<Applied>,
     /// Latents and floats, where the request asked to keep them.
     pub raw: Option<Raw>,
 }
@@ -211,7 +213,7 @@ impl Pipeline {
             memory: self.memory(),
             notes: job.notes.clone(),
         };
-        Generation { images, report, raw }
+        Generation { images, report, applied: job.applied.clone(), raw }
     }
 
     fn memory(&self) -> Option<u64> {

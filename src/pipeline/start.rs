@@ -230,6 +230,7 @@ impl Pipeline {
             positive: encoded.positive,
             guided: guided.map(|(plan, _)| plan).zip(encoded.negative),
             notes,
+            applied: None,
             pipeline: self.0.identity.clone(),
             begun,
             encoding: begun.elapsed(),

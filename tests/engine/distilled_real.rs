@@ -6,8 +6,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use aquatint::engine::{
-    Backend, Degrade, DegradeReason, Distilled, EngineOptions, Finished, Limits, Model, PipelineBackend,
-    PipelineEngine, Reason, Submission,
+    Applied, Backend, Degrade, DegradeReason, Distilled, EngineOptions, Finished, Limits, Model,
+    PipelineBackend, PipelineEngine, Reason, Submission,
 };
 use aquatint::{
     DeviceChoice, Error, Generation, Guidance, LoadOptions, Pipeline, Request, Sampler, SavedJobError,
@@ -93,6 +93,7 @@ fn a_job_that_agreed_is_drawn_by_the_distilled_model_under_load_and_says_so() {
     assert_eq!(bits(&done.output), bits(&own));
     assert_ne!(bits(&own), bits(&pipeline().generate(&Request { steps: Some(30), ..long(3) }).unwrap()));
     let applied = done.applied.unwrap();
+    assert_eq!(done.output.applied.as_ref(), Some(&applied));
     // What a folder's pipeline takes where a request says nothing.
     assert_eq!(applied.actual, "30 steps of the distilled model at 32×32");
     assert_eq!((&*applied.requested, applied.reason), ("200 steps at 32×32", DegradeReason::Load));
@@ -192,11 +193,20 @@ fn a_checkpoint_goes_on_with_the_model_that_it_belongs_to_and_is_refused_by_type
     let (moved, kept) = (handle.checkpoint().unwrap(), load.checkpoint().unwrap());
 
     let own = bits(&second().generate(&Request { steps: Some(40), ..long(7) }).unwrap());
+    let applied = Applied {
+        requested: "200 steps at 32×32".to_owned(),
+        actual: "40 steps of the distilled model at 32×32".to_owned(),
+        reason: DegradeReason::Load,
+    };
     let go_on = |saved: &[u8]| {
-        let done = output(&other.resume(saved, false, Submission::new((), "tenant", "paid")).unwrap());
-        let degraded = done.report.notes.iter().any(|note| note.contains("in place of"));
-        assert_eq!(degraded, saved == moved, "what was done is told after the interruption too");
-        bits(&done)
+        let resumed = other.resume(saved, false, Submission::new((), "tenant", "paid")).unwrap();
+        let done = resumed.wait_timeout(PATIENCE).expect("the job hangs").unwrap();
+        let expected = (saved == moved).then(|| applied.clone());
+        assert_eq!(done.applied, expected, "what was done is told after the interruption too");
+        assert_eq!(done.output.applied, expected);
+        let noted = done.output.report.notes.iter().any(|note| note.contains("in place of"));
+        assert_eq!(noted, saved == moved);
+        bits(&done.output)
     };
     assert_eq!(go_on(&moved), own, "of the distilled model");
     assert_eq!(go_on(&kept), bits(&pipeline().generate(&busy(1)).unwrap()), "of the main model");

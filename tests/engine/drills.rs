@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use crate::common::mock::{Control, Mock, ask, bits, free, roomy};
-use aquatint::engine::{Drill, DrillRates, DrillSwitch, Engine, EngineOptions, Failure, Mode, Outcome};
+use aquatint::engine::{
+    Drill, DrillError, DrillRates, DrillSwitch, Engine, EngineOptions, Failure, Mode, Outcome, Progress,
+    Submission,
+};
 
 fn drilled(seed: u64) -> (Engine<Drill<Mock>>, DrillSwitch) {
     let mock = Mock { control: Control::default(), step_time: Duration::ZERO };
@@ -76,6 +79,39 @@ fn a_device_that_is_lost_ends_every_job() {
     });
     assert!(lost.count() > 0);
     assert_eq!(engine.status().mode, Mode::Lost);
+}
+
+#[test]
+fn jobs_that_are_resumed_are_drilled_like_those_that_start() {
+    let (engine, switch) = drilled(8);
+    let first = Submission { checkpoint_every: 1.try_into().ok(), ..free(ask(1, 5_000)) };
+    let first = engine.submit(first).unwrap();
+    let saved = first.events().find_map(|news| match news {
+        Progress::Checkpoint { bytes, .. } => Some(bytes),
+        _ => None,
+    });
+    let saved = saved.unwrap();
+    first.cancel();
+    assert!(matches!(first.wait(), Err(Failure::Cancelled)));
+    // The outcome under these rates, and whether the job ever came to the device.
+    let resumed = |rates| {
+        switch.set(rates);
+        let job = engine.resume(saved.clone(), false, Submission::new((), "tenant", "free")).unwrap();
+        let events = job.events();
+        (job.wait(), events.into_iter().any(|news| news == Progress::Started))
+    };
+    let off = DrillRates::default();
+    let (outcome, started) = resumed(DrillRates { not_finite: 1.0, ..off });
+    assert!(matches!(outcome, Err(Failure::Job(e)) if matches!(*e, DrillError::NotFinite)) && !started);
+    let (outcome, started) = resumed(DrillRates { out_of_memory: 1.0, ..off });
+    assert!(matches!(outcome, Err(Failure::Job(e)) if matches!(*e, DrillError::OutOfMemory)) && !started);
+    let (outcome, started) = resumed(DrillRates { panic: 1.0, ..off });
+    assert!(matches!(outcome, Err(Failure::Panicked { message }) if message == "drill: a panic") && !started);
+    // Each of the last two was tried again until it had its attempts.
+    assert_eq!(engine.status().classes[1].counters.retried, 2 * u64::from(roomy().max_attempts - 1));
+    assert_eq!(resumed(off).0.unwrap().output, bits(1, 5_000));
+    let (outcome, started) = resumed(DrillRates { device_lost: 1.0, ..off });
+    assert!(matches!(outcome, Err(Failure::DeviceLost)) && !started);
 }
 
 #[test]

@@ -288,10 +288,17 @@ fn a_quota_limits_count_and_cost_over_its_window_and_says_when_there_is_room() {
         drive.run_until(drive.now + Duration::from_secs(1));
         drive.now = drive.now.max(Duration::from_secs(1));
     }
-    let rejected = drive.submit("free", 1, price(1, 2)).unwrap_err();
-    assert_eq!(rejected.reason, Reason::Quota { bound: Bound::Count });
+    let mut refused = |jitter| {
+        let rejected =
+            drive.offer("free", 1, &Offer { jitter, ..offer("free", 1, price(1, 2)) }).unwrap_err();
+        assert_eq!(rejected.reason, Reason::Quota { bound: Bound::Count });
+        rejected.retry_after.unwrap()
+    };
+    let told = refused(0.0);
+    // A tenant's clients are told times that lie apart, up to half of the grace.
+    let grace = Limits::default().retry_grace;
+    assert_eq!([0.25, 1.0].map(refused), [told + grace / 8, told + grace / 2]);
     drive.submit("free", 2, price(1, 2)).unwrap();
-    let told = rejected.retry_after.unwrap();
     drive.now += told - MS;
     assert!(drive.submit("free", 1, price(1, 2)).is_err());
     drive.now += MS;

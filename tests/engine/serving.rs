@@ -417,6 +417,7 @@ fn the_status_shows_the_queue_by_class_and_tenant() {
     assert_eq!(names(0), [("a".to_owned(), 1, 1)]);
     assert_eq!(names(1), [("a".to_owned(), 1, 1), ("b".to_owned(), 2, 2), ("tenant".to_owned(), 0, 1)]);
     assert_eq!(status.launch, Some((Phase::Start, 1, 1)));
+    assert_eq!(status.occupancy, 1.0 / f64::from(roomy().start_rows));
     assert!(status.predicted_drain > Duration::ZERO);
     control.release();
     handles.into_iter().for_each(|handle| drop(handle.wait().unwrap()));

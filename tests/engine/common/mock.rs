@@ -242,6 +242,10 @@ impl Backend for Mock {
 
     fn degraded(&self, _: &mut MockJob, _: &Applied) {}
 
+    fn applied(&self, _: &MockJob) -> Option<Applied> {
+        None
+    }
+
     fn step(&self, jobs: &mut [&mut MockJob]) -> Vec<Result<(), MockError>> {
         let asks: Vec<(Ask, u32)> = jobs.iter().map(|job| (job.ask.clone(), job.done)).collect();
         let begun = Instant::now();

@@ -29,6 +29,7 @@ mod caps;
 pub mod clock;
 mod codel;
 mod cost;
+mod doubts;
 mod drill;
 mod handle;
 mod launches;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::cost::{Phase, Price};
+use super::doubts::Doubt;
 use super::lifecycle::State;
 use super::queue::{Place, TenantIndex};
 use super::rejected::{Bound, Reason, Rejected};
@@ -20,16 +21,18 @@ const ANONYMOUS: u64 = 4;
 const RESERVE: u64 = 4;
 
 /// One of an offer's prices, worked out.
-struct Candidate<'a> {
+pub(super) struct Candidate<'a> {
     variant: usize,
-    price: &'a Price,
+    pub(super) price: &'a Price,
     work: Work,
     /// On an idle device.
     alone: Duration,
     /// From now, behind what is already there; before calibration.
-    predicted: Duration,
+    pub(super) predicted: Duration,
     /// From now, calibrated.
     finish: Duration,
+    /// What it is let in to find out about, although it seems to be late.
+    probe: Option<Doubt>,
 }
 
 impl Scheduler {
@@ -82,7 +85,7 @@ impl Scheduler {
 
     /// The best of the offer's prices that load, memory and deadline allow.
     fn choose_variant<'a>(
-        &self,
+        &mut self,
         class: usize,
         tenant: TenantIndex,
         offer: &'a Offer,
@@ -92,7 +95,7 @@ impl Scheduler {
         let wanted = usize::try_from(load).unwrap_or(usize::MAX).saturating_sub(below);
         let least = wanted.min(offer.prices.len().saturating_sub(1));
         let mut reason = (least > 0).then_some(DegradeReason::Load);
-        let mut rejected = None;
+        let (mut rejected, mut probe) = (None, None);
         for (variant, price) in offer.prices.iter().enumerate().skip(least) {
             if price.memory > self.limits.memory {
                 let (needed, budget) = (price.memory, self.limits.memory);
@@ -100,20 +103,26 @@ impl Scheduler {
                 reason.get_or_insert(DegradeReason::Memory);
                 continue;
             }
-            let candidate = self.candidate(class, tenant, variant, price);
+            let mut candidate = self.candidate(class, tenant, variant, price);
             match offer.deadline {
                 Some(deadline) if self.now + candidate.finish > deadline => {
                     let wanted = deadline.saturating_sub(self.now);
                     let (earliest, alone) = (candidate.finish, candidate.alone);
                     rejected = Some(Rejected::never(Reason::DeadlineUnreachable { earliest, alone, wanted }));
+                    candidate.probe = self.doubt(class, tenant, &candidate, wanted);
+                    if probe.is_none() && candidate.probe.is_some() {
+                        probe = Some((candidate, reason));
+                    }
                     reason.get_or_insert(DegradeReason::Deadline);
                 }
                 _ => return Ok((candidate, reason)),
             }
         }
-        Err(rejected.unwrap_or_else(|| {
-            Rejected::never(Reason::Invalid { message: "price: expected one, found none".to_owned() })
-        }))
+        probe.ok_or_else(|| {
+            rejected.unwrap_or_else(|| {
+                Rejected::never(Reason::Invalid { message: "price: expected one, found none".to_owned() })
+            })
+        })
     }
 
     fn candidate<'a>(
@@ -132,7 +141,7 @@ impl Scheduler {
         let bias = self.ledger.classes.get(class).map_or(1.0, |class| class.bias);
         let alone = self.alone(price);
         let finish = duration(predicted.as_secs_f64() * bias).max(alone);
-        Candidate { variant, price, work, alone, predicted, finish }
+        Candidate { variant, price, work, alone, predicted, finish, probe: None }
     }
 
     /// A whole job's device time in full launches.
@@ -161,7 +170,7 @@ impl Scheduler {
     /// How long the device is busy with what comes before one more job of this tenant: its tenant's
     /// work at its tenant's share, but never more than its class's work at its class's share, or all
     /// work.
-    fn wait(&self, class: usize, tenant: TenantIndex, own: u64) -> Duration {
+    pub(super) fn wait(&self, class: usize, tenant: TenantIndex, own: u64) -> Duration {
         let weights: u64 = (self.limits.classes.iter().zip(&self.ledger.classes).enumerate())
             .filter(|(index, (_, ledger))| *index == class || ledger.work > 0)
             .map(|(_, (limits, _))| u64::from(limits.weight))
@@ -256,6 +265,12 @@ impl Scheduler {
         candidate: &Candidate,
         reason: Option<DegradeReason>,
     ) -> Accepted {
+        if let Some(doubt) = candidate.probe {
+            self.doubts.probed(doubt);
+            if let Doubt::Cost(key) = doubt {
+                self.costs.doubt(key);
+            }
+        }
         let id = self.next_id();
         let due = offer.deadline.unwrap_or(self.now.saturating_add(self.limits.patience));
         let place = Place { class, tenant, key: candidate.price.key, due };
@@ -271,6 +286,7 @@ impl Scheduler {
             attempts: 0,
             work: candidate.work,
             predicted: candidate.predicted,
+            probe: candidate.probe.is_some(),
             recalled: None,
         };
         let position = self.ledger.classes.get(class).map_or(0, |class| class.queued.count);

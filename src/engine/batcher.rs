@@ -263,7 +263,7 @@ impl Scheduler {
         };
         let class = job.place.class;
         let hopeless = job.deadline.is_some_and(|deadline| self.now + self.alone(&job.price) > deadline);
-        if hopeless && job.waits {
+        if hopeless && job.waits && !job.probe {
             self.end(id, Ending::Expired, actions);
             return Start::Gone;
         }

@@ -78,7 +78,9 @@ const MEMORY: f64 = 0.95;
 const MAX_FITS: usize = 4_096;
 /// A launch counts as at most this many times slower or faster than predicted, so that one stall does
 /// not undo what was learnt.
-const OUTLIER: f64 = 8.0;
+pub(super) const OUTLIER: f64 = 8.0;
+/// What a doubted line counts beside the next launch.
+const FAINT: f64 = 1e-6;
 
 /// `seconds = fixed + rows * slope`, by least squares over launches that are forgotten exponentially.
 #[derive(Clone, Debug, Default)]
@@ -92,7 +94,8 @@ struct Fit {
 }
 
 impl Fit {
-    fn observe(&mut self, rows: f64, seconds: f64) {
+    /// Makes what was observed count `share` of what it did; the line stays the same.
+    fn fade(&mut self, share: f64) {
         for sum in [
             &mut self.weight,
             &mut self.rows,
@@ -100,8 +103,17 @@ impl Fit {
             &mut self.seconds,
             &mut self.rows_seconds,
         ] {
-            *sum *= MEMORY;
+            *sum *= share;
         }
+    }
+
+    /// Whether it rests on a launch that is not in doubt.
+    fn is_sure(&self) -> bool {
+        self.weight > 0.5
+    }
+
+    fn observe(&mut self, rows: f64, seconds: f64) {
+        self.fade(MEMORY);
         self.weight += 1.0;
         self.rows += rows;
         self.rows_squared += rows * rows;
@@ -157,10 +169,19 @@ impl CostModel {
         self.launch(phase, price, rows) * f64::from(price.rows.max(1)) / f64::from(rows)
     }
 
+    /// What was learnt of a key is in doubt: the next launch of each phase takes its place.
+    pub(crate) fn doubt(&mut self, key: BatchKey) {
+        for phase in [Phase::Start, Phase::Step, Phase::Finish] {
+            if let Some(fit) = self.fits.get_mut(&(phase, key)) {
+                fit.fade(FAINT);
+            }
+        }
+    }
+
     /// Learns from a launch of `rows` rows that took `seconds`.
     pub(crate) fn observe(&mut self, phase: Phase, price: &Price, rows: u32, seconds: f64) {
         let predicted = self.launch(phase, price, rows);
-        let known = self.fits.contains_key(&(phase, price.key));
+        let known = self.fits.get(&(phase, price.key)).is_some_and(Fit::is_sure);
         // Believed at once, it would have every later deadline refused, and nothing would be measured again.
         if !known && predicted > 0.0 && seconds > predicted * OUTLIER {
             if self.doubted.len() >= MAX_FITS {
@@ -179,7 +200,7 @@ impl CostModel {
         if hinted > 0.0 && seconds > 0.0 {
             self.ratio += (seconds / hinted - self.ratio) * (1.0 - MEMORY);
         }
-        if !known && self.fits.len() >= MAX_FITS {
+        if self.fits.len() >= MAX_FITS && !self.fits.contains_key(&(phase, price.key)) {
             let oldest = self.fits.iter().min_by_key(|(key, fit)| (fit.measured, **key)).map(|(key, _)| *key);
             oldest.and_then(|key| self.fits.remove(&key));
         }
@@ -236,6 +257,20 @@ mod tests {
         model.observe(Phase::Step, &price(), 4, 100.0);
         let found = model.launch(Phase::Step, &price(), 4);
         assert!(found < 0.03, "{found}");
+    }
+
+    #[test]
+    fn a_doubted_line_stays_until_the_next_launch_takes_its_place() {
+        let mut model = CostModel::default();
+        for rows in 1..16u32 {
+            model.observe(Phase::Step, &price(), rows, 3.0 + 2.0 * f64::from(rows));
+        }
+        let slow = model.launch(Phase::Step, &price(), 4);
+        model.doubt(price().key);
+        assert!((model.launch(Phase::Step, &price(), 4) / slow - 1.0).abs() < 1e-6);
+        model.observe(Phase::Step, &price(), 4, 0.02);
+        let found = model.launch(Phase::Step, &price(), 4);
+        assert!((found / 0.02 - 1.0).abs() < 0.01, "{found}");
     }
 
     #[test]

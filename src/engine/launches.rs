@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::admission::nanos;
 use super::cost::Phase;
+use super::doubts::Doubt;
 use super::lifecycle::{Ending, Fault, Trigger};
 use super::queue::JobId;
 use super::scheduler::{Action, Flight, Report, Scheduler};
@@ -33,6 +34,7 @@ impl Scheduler {
             let seconds = elapsed.as_secs_f64();
             self.costs.observe(phase, &flight.price, flight.rows, seconds);
             self.caps.observe(phase, &flight.price, flight.rows, seconds);
+            self.doubts.measured(Doubt::Cost(flight.launch.key));
         }
         self.charge(&flight, elapsed);
         let mut again = Vec::new();

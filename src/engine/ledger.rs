@@ -238,6 +238,10 @@ impl Ledger {
             class.counters.within_objective += u64::from(in_time);
             let ratio = latency.as_secs_f64() / job.predicted.as_secs_f64().max(1e-9);
             class.bias += (ratio.clamp(0.25, 4.0) - class.bias) * BIAS_STEP;
+            if job.probe {
+                // Its prediction was what it was to disprove.
+                class.bias = 1.0;
+            }
         }
     }
 }

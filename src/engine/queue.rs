@@ -151,6 +151,11 @@ impl FairQueue {
         self.classes.get(class).map_or(0, |class| class.live)
     }
 
+    /// Live jobs of a key, of every class.
+    pub(crate) fn live_of(&self, key: BatchKey) -> usize {
+        self.classes.iter().filter_map(|class| class.lanes.get(&key)).map(|lane| lane.live).sum()
+    }
+
     /// Tenants of a class with live jobs, their names and how many are queued and live.
     pub(crate) fn tenants(&self, class: usize) -> impl Iterator<Item = (Arc<str>, usize, usize)> + '_ {
         let tenants = self.classes.get(class).into_iter().flat_map(|class| class.tenants.iter().flatten());

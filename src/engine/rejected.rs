@@ -60,7 +60,8 @@ pub enum Reason {
         /// What is used up.
         bound: Bound,
     },
-    /// It would not be finished in time.
+    /// It would not be finished in time, as far as is known. Where that was learnt and has not been measured again
+    /// for a while, one submission is let in to find out.
     #[error("the deadline is in {wanted:?}, the pictures would be there in {earliest:?}")]
     DeadlineUnreachable {
         /// When it would be finished, from now.

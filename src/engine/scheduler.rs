@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::caps::Caps;
 use super::codel::CodelState;
 use super::cost::{BatchKey, CostModel, Phase, Price};
+use super::doubts::{Doubt, Doubts};
 use super::ledger::{Counters, Ledger};
 use super::lifecycle::{Ending, Fault, State, Trigger};
 use super::limits::{Limits, LimitsError};
@@ -130,6 +131,8 @@ pub(super) struct Job {
     pub(super) work: Work,
     /// From arrival to end, as predicted when it was accepted, before calibration.
     pub(super) predicted: Duration,
+    /// Let in to find out whether what was learnt still holds.
+    pub(super) probe: bool,
     /// How it ends once its launch is back.
     pub(super) recalled: Option<Ending>,
 }
@@ -179,6 +182,7 @@ pub struct Scheduler {
     /// Keys that others go before, until the launch of this number: their last one was far from full.
     pub(super) resting: HashMap<BatchKey, u64>,
     pub(super) costs: CostModel,
+    pub(super) doubts: Doubts,
     pub(super) caps: Caps,
     pub(super) ledger: Ledger,
     pub(super) codel: Vec<CodelState>,
@@ -221,6 +225,7 @@ impl Scheduler {
             owed: Duration::ZERO,
             resting: HashMap::new(),
             costs: CostModel::default(),
+            doubts: Doubts::default(),
             caps: Caps::default(),
             next_id: 1,
             launches: 0,
@@ -373,6 +378,10 @@ impl Scheduler {
             self.deadlines.remove(&(deadline, id));
         }
         let latency = self.now.saturating_sub(job.arrived);
+        if ending == Ending::Finished {
+            self.doubts.finished(Doubt::Cost(job.price.key));
+            self.doubts.finished(Doubt::Bias(job.place.class));
+        }
         let objective = self.limits.classes.get(job.place.class).map(|class| class.objective);
         self.ledger.ended(&job, ending, latency, objective.is_some_and(|objective| latency <= objective));
         actions.push(Action::End(id, ending));

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
-use crate::common::drive::{Drive, MS, limits, offer, price};
+use crate::common::drive::{Drive, MS, PLAIN, limits, offer, price};
 use crate::common::mock::{Trouble, ask, bits, engine, engine_with, free, idle, output, roomy, troubled};
-use aquatint::engine::{Ending, Failure, Fault, JobId, Limits, Offer, Phase, Price, Progress, Submission};
+use aquatint::engine::{
+    Ending, Failure, Fault, JobId, Limits, Offer, Phase, Price, Progress, Reason, Submission,
+};
 
 const TIERS: [(&str, u32); 2] = [("paid", 8), ("free", 2)];
 
@@ -81,6 +83,84 @@ fn a_first_launch_that_compiles_its_kernels_does_not_lock_its_shape_out() {
     let again = drive.offer("paid", 1, &deadline(&drive)).unwrap().id;
     drive.run();
     assert_eq!(drive.ending(again), Some(Ending::Finished));
+}
+
+/// Every 50 ms for so long a submission of ten steps that wants its end so soon; those that were accepted, and when.
+fn tight_deadlines(drive: &mut Drive, wanted: Duration, length: Duration) -> Vec<(Duration, JobId)> {
+    let (begun, mut accepted) = (drive.now, Vec::new());
+    while drive.now < begun + length {
+        let deadline = Some(drive.now + wanted);
+        match drive.offer("paid", 1, &Offer { deadline, ..offer("paid", 1, price(1, 10)) }) {
+            Ok(job) => accepted.push((drive.now - begun, job.id)),
+            Err(rejected) => assert!(matches!(rejected.reason, Reason::DeadlineUnreachable { .. })),
+        }
+        let next = drive.now + 50 * MS;
+        drive.run_until(next);
+        drive.now = drive.now.max(next);
+    }
+    drive.run();
+    accepted
+}
+
+/// A device that was quick, and then so slow that this is what is known of it.
+fn stalled() -> Drive {
+    let mut drive = Drive::new(limits(&TIERS));
+    for steps in [20, 20] {
+        drive.submit("paid", 1, price(1, steps)).unwrap();
+        drive.run();
+        let times = &mut drive.times;
+        (times.start, times.step, times.finish) = (200 * MS, Duration::from_secs(1), 300 * MS);
+    }
+    drive
+}
+
+#[test]
+fn a_shape_that_a_stall_made_look_slow_comes_back_although_every_deadline_is_tight() {
+    let mut drive = stalled();
+    drive.times = PLAIN;
+    let accepted = tight_deadlines(&mut drive, 100 * MS, Duration::from_secs(10));
+    let ended = |index: usize| drive.ending(accepted[index].1);
+    // One is let in after ten times as long as it has time, and from there on all.
+    let (first, second) = (accepted[0].0, accepted[1].0);
+    assert!(first >= 1_000 * MS && second <= 1_200 * MS, "{first:?} {second:?}");
+    assert!((0..accepted.len()).all(|index| ended(index) == Some(Ending::Finished)));
+    let rest = (Duration::from_secs(10) - second).as_millis() / 50;
+    assert_eq!(accepted.len() as u128, 1 + rest);
+}
+
+#[test]
+fn a_shape_that_stays_slow_costs_ever_fewer_jobs_their_deadline() {
+    let mut drive = stalled();
+    let accepted = tight_deadlines(&mut drive, 100 * MS, Duration::from_secs(100));
+    // After 1, 2, 4, 8, 16 and 32 seconds of refusals, of 2,000 submissions.
+    assert_eq!(accepted.len(), 6, "{accepted:?}");
+    assert!(accepted.iter().all(|(_, id)| drive.ending(*id) == Some(Ending::Expired)));
+}
+
+#[test]
+fn a_class_that_a_stall_made_look_late_comes_back_although_every_deadline_is_tight() {
+    let mut drive = Drive::new(limits(&TIERS));
+    for _ in 0..200 {
+        drive.submit("paid", 1, price(1, 10)).unwrap();
+        drive.run();
+    }
+    let alone = drive.scheduler.plan(&price(1, 10)).time;
+    for _ in 0..200 {
+        let id = drive.submit("paid", 1, price(1, 10)).unwrap().id;
+        drive.tick([]);
+        while drive.ending(id).is_none() {
+            // Time passes between two launches, and none is measured as slow.
+            drive.now += alone / 2;
+            drive.tick([]);
+            drive.land();
+        }
+    }
+    let after = drive.scheduler.plan(&price(1, 10)).time;
+    assert!((after.as_secs_f64() / alone.as_secs_f64() - 1.0).abs() < 0.01, "{after:?} for {alone:?}");
+    let accepted = tight_deadlines(&mut drive, 3 * alone, Duration::from_secs(10));
+    assert!(accepted[0].0 >= 30 * alone, "{:?}", accepted[0]);
+    assert!(accepted.len() > 150, "{}", accepted.len());
+    assert!(accepted.iter().all(|(_, id)| drive.ending(*id) == Some(Ending::Finished)));
 }
 
 #[test]

@@ -203,11 +203,14 @@ impl<B: Backend> Engine<B> {
     }
 
     /// Accepts nothing more and blocks until every job has ended: what is not finished within `timeout`
-    /// and the launch that runs then is suspended to a checkpoint, or shut down if it has not started.
+    /// and the launch that runs then is suspended to a checkpoint, or shut down if it has not started. On the
+    /// engine's own thread (from a waker or a recorder) it begins the drain and does not block.
     pub fn drain(&self, timeout: Duration) -> Status {
         let until = self.shell.clock.now().saturating_add(timeout);
         self.shell.drain(until);
-        self.shell.wait_idle();
+        if !self.shell.is_worker() {
+            self.shell.wait_idle();
+        }
         self.status()
     }
 }
@@ -221,7 +224,8 @@ impl<B: Backend> std::fmt::Debug for Engine<B> {
 impl<B: Backend> Drop for Engine<B> {
     fn drop(&mut self) {
         self.shell.drain(Duration::ZERO);
-        if let Some(worker) = self.worker.take() {
+        // Dropped by a waker, the worker ends when it comes back from it.
+        if let Some(worker) = self.worker.take().filter(|_| !self.shell.is_worker()) {
             // A worker that panicked has ended its jobs in its own drop.
             let _ = worker.join();
         }

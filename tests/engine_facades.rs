@@ -5,7 +5,8 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fmt::{Debug, Write as _};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use aquatint::engine::Submission;
@@ -15,6 +16,13 @@ use metrics::{
 };
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
+
+/// What a recorder does besides, whatever is recorded.
+static ASIDE: OnceLock<Box<dyn Fn() + Send + Sync>> = OnceLock::new();
+
+fn aside() {
+    ASIDE.get().into_iter().for_each(|aside| aside());
+}
 
 #[derive(Clone, Default)]
 struct Ledger(Arc<Mutex<BTreeMap<String, f64>>>);
@@ -26,6 +34,8 @@ impl Cell {
         let mut all = self.0.0.lock().unwrap();
         let value = all.entry(self.1.clone()).or_default();
         *value = by(*value);
+        drop(all);
+        aside();
     }
 }
 
@@ -56,6 +66,10 @@ impl GaugeFn for Cell {
 impl HistogramFn for Cell {
     fn record(&self, _: f64) {
         self.change(|old| old + 1.0);
+        if self.1.starts_with("aquatint_engine_launch_jobs") {
+            // A recorder's panic is not the engine's.
+            std::panic::resume_unwind(Box::new("a recorder"));
+        }
     }
 }
 
@@ -64,10 +78,6 @@ impl Ledger {
         let labels: Vec<String> =
             key.labels().map(|label| format!("{}={}", label.key(), label.value())).collect();
         Arc::new(Cell(self.clone(), format!("{} {}", key.name(), labels.join(" "))))
-    }
-
-    fn get(&self, name: &str) -> f64 {
-        self.0.lock().unwrap().get(name).copied().unwrap_or_default()
     }
 }
 
@@ -114,9 +124,10 @@ impl tracing::Subscriber for Lines {
         event.record(&mut line);
         if line.0.contains("ended") {
             // Whoever looks at the engine meanwhile finds a job that is over and has no outcome yet.
-            std::thread::sleep(Duration::from_millis(50));
+            thread::sleep(Duration::from_millis(50));
         }
         self.0.lock().unwrap().push(line.0);
+        aside();
     }
 
     fn record(&self, _: &Id, _: &Record<'_>) {}
@@ -127,11 +138,24 @@ impl tracing::Subscriber for Lines {
 
 #[test]
 fn counters_histograms_and_lines_carry_class_tenant_tags_and_outcome() {
+    // A recorder that asks the engine hangs if it is called under a lock of the engine's.
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        everything_is_recorded();
+        sender.send(())
+    });
+    receiver.recv_timeout(Duration::from_secs(60)).expect("it hangs, or failed");
+}
+
+fn everything_is_recorded() {
     let (ledger, lines) = (Ledger::default(), Lines::default());
     metrics::set_global_recorder(ledger.clone()).map_err(|_| "a recorder is there").unwrap();
     tracing::subscriber::set_global_default(lines.clone()).unwrap();
 
-    let (engine, _) = engine_with(roomy(), Duration::ZERO);
+    let engine = Arc::new(engine_with(roomy(), Duration::ZERO).0);
+    let asked = engine.clone();
+    let aside = move || assert!(asked.status().classes.len() == 2);
+    ASIDE.set(Box::new(aside)).map_err(|_| "twice").unwrap();
     let tagged = Submission { tags: vec![("order".to_owned(), "4711".to_owned())], ..free(ask(1, 3)) };
     let finished = engine.submit(tagged).unwrap().wait().unwrap();
     assert_eq!(finished.tags[0].1, "4711");
@@ -141,9 +165,9 @@ fn counters_histograms_and_lines_carry_class_tenant_tags_and_outcome() {
     assert!(engine.submit(Submission::new(troubled(6, 3, Trouble::Invalid), "tenant", "nor this")).is_err());
     let last = engine.submit(free(ask(7, 1))).unwrap();
     while engine.status().classes[1].live > 0 {
-        std::thread::yield_now();
+        thread::yield_now();
     }
-    std::thread::sleep(Duration::from_millis(10));
+    thread::sleep(Duration::from_millis(10));
     engine.drain(Duration::from_secs(5));
     assert!(last.try_take().is_some(), "drained, and a job is without its outcome");
     assert!(engine.submit(free(ask(4, 1))).is_err());
@@ -159,9 +183,12 @@ fn counters_histograms_and_lines_carry_class_tenant_tags_and_outcome() {
         ("aquatint_engine_latency_seconds class=free outcome=finished", 2.0),
         ("aquatint_engine_launch_seconds phase=finish", 2.0),
         ("aquatint_engine_faults_total phase=step fault=job", 1.0),
+        ("aquatint_engine_launch_jobs phase=finish", 2.0),
         ("aquatint_engine_queued class=free", 0.0),
+        ("aquatint_engine_batch_occupancy ", 0.0),
     ] {
-        assert_eq!(ledger.get(name), value, "{name} of {:?}", ledger.0.lock().unwrap());
+        let all = ledger.0.lock().unwrap();
+        assert_eq!(all.get(name), Some(&value), "{name} of {all:?}");
     }
     let lines = lines.0.lock().unwrap();
     let about = |word: &str| lines.iter().filter(|line| line.contains(word) && line.contains("4711")).count();

@@ -70,6 +70,9 @@ pub enum Failure<E> {
     /// The engine stopped before it ran.
     #[error("the engine was shut down")]
     ShutDown,
+    /// It was waited for on the engine's own thread, which would have had to carry it out meanwhile.
+    #[error("waited for by the engine's own thread, from a waker or a recorder")]
+    OwnThread,
 }
 
 // Derived, it would ask that E be Clone.
@@ -85,6 +88,7 @@ impl<E> Clone for Failure<E> {
             Self::DeviceLost => Self::DeviceLost,
             Self::Suspended { checkpoint } => Self::Suspended { checkpoint: checkpoint.clone() },
             Self::ShutDown => Self::ShutDown,
+            Self::OwnThread => Self::OwnThread,
         }
     }
 }
@@ -104,6 +108,9 @@ pub enum CheckpointError<E> {
     /// It has its outcome.
     #[error("the job has ended: there is nothing to save")]
     Ended,
+    /// It was asked for on the engine's own thread, which would have to save it meanwhile.
+    #[error("asked for by the engine's own thread, from a waker or a recorder")]
+    OwnThread,
     /// The backend could not save it.
     #[error("{0}")]
     Backend(Arc<E>),
@@ -117,6 +124,9 @@ pub enum CheckpointError<E> {
 
 /// A submitter's hold on one job. As a `Future` it gives the job's outcome under any executor. Dropping
 /// the last handle of a job calls the job back, unless one was detached.
+///
+/// Wakers, and recorders of `metrics` and `tracing`, are called on the engine's own thread too. What would wait there
+/// for that very thread does not: each function says what it does instead.
 pub struct Handle<B: Backend> {
     pub(super) id: JobId,
     pub(super) slot: Arc<JobSlot<B>>,
@@ -139,13 +149,21 @@ impl<B: Backend> Handle<B> {
     /// Blocks until the job has ended.
     ///
     /// # Errors
-    /// [`Failure`], if it did not give its pictures.
+    /// [`Failure`], if it did not give its pictures; [`Failure::OwnThread`] on the engine's own thread, if it has
+    /// not ended by then.
     pub fn wait(self) -> Outcome<B> {
+        if is_worker(&self.shell) {
+            return self.slot.outcome().unwrap_or(Err(Failure::OwnThread));
+        }
         self.slot.wait()
     }
 
-    /// Blocks until the job has ended, for at most `timeout`; `None` if it has not.
+    /// Blocks until the job has ended, for at most `timeout`; `None` if it has not. On the engine's own thread
+    /// it does not block.
     pub fn wait_timeout(&self, timeout: Duration) -> Option<Outcome<B>> {
+        if is_worker(&self.shell) {
+            return self.slot.outcome();
+        }
         match Instant::now().checked_add(timeout) {
             Some(until) => self.slot.wait_until(until),
             None => Some(self.slot.wait()),
@@ -161,7 +179,7 @@ impl<B: Backend> Handle<B> {
     /// News goes to one listener: several share it.
     pub fn events(&self) -> Events<B> {
         self.slot.listen(true);
-        Events { slot: self.slot.clone(), waiter: self.slot.waiter() }
+        Events { slot: self.slot.clone(), shell: self.shell.clone(), waiter: self.slot.waiter() }
     }
 
     /// Calls the job back. It is in no launch after the one that runs, and holds no memory then; its
@@ -182,9 +200,13 @@ impl<B: Backend> Handle<B> {
     /// for at most that launch.
     ///
     /// # Errors
-    /// [`CheckpointError`] before the job's start, after its end, or where the backend cannot save it.
+    /// [`CheckpointError`] before the job's start, after its end, on the engine's own thread, or where the
+    /// backend cannot save it.
     pub fn checkpoint(&self) -> Result<Vec<u8>, CheckpointError<B::Error>> {
         let shell = self.shell.upgrade().ok_or(CheckpointError::Ended)?;
+        if shell.is_worker() {
+            return Err(CheckpointError::OwnThread);
+        }
         let (sender, receiver) = mpsc::channel();
         shell.save(self.id, sender);
         drop(shell);
@@ -214,9 +236,16 @@ impl<B: Backend> Drop for Handle<B> {
     }
 }
 
-/// A job's news: a blocking iterator that ends after [`Progress::Ended`].
+/// Whether this is the thread on which the engine works.
+fn is_worker<B: Backend>(shell: &Weak<Shell<B>>) -> bool {
+    shell.upgrade().is_some_and(|shell| shell.is_worker())
+}
+
+/// A job's news: a blocking iterator that ends after [`Progress::Ended`]; on the engine's own thread it ends
+/// where it would block.
 pub struct Events<B: Backend> {
     slot: Arc<JobSlot<B>>,
+    shell: Weak<Shell<B>>,
     waiter: u64,
 }
 
@@ -242,6 +271,9 @@ impl<B: Backend> Iterator for Events<B> {
     type Item = Progress<B::Preview>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if is_worker(&self.shell) {
+            return self.slot.try_news();
+        }
         self.slot.wait_news()
     }
 }

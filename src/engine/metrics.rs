@@ -13,6 +13,10 @@
 //! | `aquatint_engine_faults_total` | counter | phase, fault |
 //! | `aquatint_engine_queued` | gauge | class |
 //! | `aquatint_engine_reserved_bytes` | gauge | |
+//! | `aquatint_engine_batch_occupancy` | gauge | |
+//!
+//! The occupancy is that of the launch that runs: its rows over the most that it may have at present, 0 while none
+//! runs. Recorders and subscribers are called outside of the engine's locks, most often on its own thread.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -104,13 +108,31 @@ pub(crate) fn faulted(labels: Option<&Labels>, id: JobId, phase: Phase, fault: F
     warn!(id, tenant = labels.map(|labels| &*labels.tenant), tags = ?labels.map(|labels| &labels.tags), phase, fault = kind, error, "a job's launch failed");
 }
 
-pub(crate) fn gauges(scheduler: &Scheduler) {
-    for class in &scheduler.limits().classes {
-        if let Some(queued) = scheduler.queued(&class.name) {
-            gauge!("aquatint_engine_queued", "class" => class.name.clone()).set(queued.count as f64);
-        }
+/// What the gauges show, taken under the lock and recorded outside of it.
+#[derive(Debug, Default, PartialEq)]
+pub(crate) struct Gauges {
+    /// Queued jobs by class.
+    queued: Vec<(Arc<str>, usize)>,
+    reserved: u64,
+    occupancy: f64,
+}
+
+impl Gauges {
+    pub(crate) fn of(scheduler: &Scheduler) -> Self {
+        let classes = scheduler.limits().classes.iter();
+        let queued = classes
+            .filter_map(|class| Some((class.name.clone(), scheduler.queued(&class.name)?.count)))
+            .collect();
+        Self { queued, reserved: scheduler.reserved_memory(), occupancy: scheduler.occupancy() }
     }
-    gauge!("aquatint_engine_reserved_bytes").set(scheduler.reserved_memory() as f64);
+
+    pub(crate) fn record(&self) {
+        for (class, count) in &self.queued {
+            gauge!("aquatint_engine_queued", "class" => class.clone()).set(*count as f64);
+        }
+        gauge!("aquatint_engine_reserved_bytes").set(self.reserved as f64);
+        gauge!("aquatint_engine_batch_occupancy").set(self.occupancy);
+    }
 }
 
 fn phase_name(phase: Phase) -> &'static str {

@@ -1,10 +1,11 @@
 //! The part of the engine that threads share: the scheduler behind one lock that is never held while
-//! the device works.
+//! the device works, nor while others' code runs: wakers, recorders, what drops outputs and requests.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::num::NonZeroU32;
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::thread::{self, ThreadId};
 use std::time::Duration;
 
 use super::backend::Backend;
@@ -48,6 +49,9 @@ pub(crate) struct Key {
 
 pub(crate) type Reply<B> = mpsc::Sender<Result<Vec<u8>, CheckpointError<<B as Backend>::Error>>>;
 
+/// Slots that nobody asks for any more.
+pub(crate) type Forgotten<B> = Vec<Arc<JobSlot<B>>>;
+
 /// What happens under the lock.
 pub(crate) struct Desk<B: Backend> {
     pub(crate) scheduler: Scheduler,
@@ -71,6 +75,7 @@ pub(crate) struct Shell<B: Backend> {
     work: Condvar,
     /// The last job ended.
     idle: Condvar,
+    worker: OnceLock<ThreadId>,
 }
 
 impl<B: Backend> fmt::Debug for Shell<B> {
@@ -117,7 +122,18 @@ impl<B: Backend> Shell<B> {
             remembered,
             random: seed,
         };
-        Self { backend, clock, desk: Mutex::new(desk), work: Condvar::new(), idle: Condvar::new() }
+        let (work, idle, worker) = (Condvar::new(), Condvar::new(), OnceLock::new());
+        Self { backend, clock, desk: Mutex::new(desk), work, idle, worker }
+    }
+
+    /// The worker says that this is its thread, before it calls anyone's code.
+    pub(crate) fn adopt(&self) {
+        self.worker.get_or_init(|| thread::current().id());
+    }
+
+    /// Whether this is the worker's thread: what waits for the worker here waits for ever.
+    pub(crate) fn is_worker(&self) -> bool {
+        self.worker.get().is_some_and(|worker| *worker == thread::current().id())
     }
 
     pub(crate) fn desk(&self) -> MutexGuard<'_, Desk<B>> {
@@ -187,7 +203,7 @@ impl<B: Backend> Shell<B> {
     ) -> Result<Handle<B>, Rejected> {
         let mut desk = self.desk();
         let has_class = desk.scheduler.class_index(&labels.class).is_some();
-        let priced = match priced {
+        let mut priced = match priced {
             Ok(priced) => priced,
             Err(rejected) => {
                 drop(desk);
@@ -196,17 +212,20 @@ impl<B: Backend> Shell<B> {
             }
         };
         let known = priced.key.as_ref().and_then(|key| desk.known.get(key));
-        if let Some((id, slot)) = known.filter(|(_, slot)| slot.attach()) {
-            return Ok(Handle::new(*id, slot.clone(), Arc::downgrade(self)));
+        if let Some((id, slot)) = known.filter(|(_, slot)| slot.attach()).cloned() {
+            drop(desk);
+            return Ok(Handle::new(id, slot, Arc::downgrade(self)));
         }
         let now = self.clock.now();
-        let result = desk.accept(now, priced);
+        let result = desk.accept(now, &mut priced);
         drop(desk);
         match result {
             Ok((accepted, slot)) => {
                 self.work.notify_one();
+                // Before the recorder, whose panic then calls the job back.
+                let handle = Handle::new(accepted.id, slot, Arc::downgrade(self));
                 metrics::accepted(labels, &accepted);
-                Ok(Handle::new(accepted.id, slot, Arc::downgrade(self)))
+                Ok(handle)
             }
             Err(rejected) => {
                 metrics::rejected(labels, &rejected, has_class);
@@ -220,7 +239,7 @@ impl<B: Backend> Desk<B> {
     fn accept(
         &mut self,
         now: Duration,
-        mut priced: Priced<B>,
+        priced: &mut Priced<B>,
     ) -> Result<(Accepted, Arc<JobSlot<B>>), Rejected> {
         priced.offer.jitter = self.draw();
         priced.offer.deadline = priced.deadline.map(|deadline| now.saturating_add(deadline));
@@ -229,7 +248,8 @@ impl<B: Backend> Desk<B> {
         slot.attach();
         let finish = accepted.finish.saturating_sub(now);
         slot.tell(Progress::Queued { position: accepted.position, finish });
-        let variant = priced.variants.into_iter().nth(accepted.variant);
+        let variant =
+            (accepted.variant < priced.variants.len()).then(|| priced.variants.swap_remove(accepted.variant));
         let (origin, changed) = variant.map_or((None, None), |v| (Some(v.origin), v.changed));
         let applied = accepted.reason.zip(changed).map(|(reason, (requested, actual))| Applied {
             requested,
@@ -243,41 +263,42 @@ impl<B: Backend> Desk<B> {
             slot: slot.clone(),
             origin,
             applied,
-            labels: priced.labels,
+            labels: priced.labels.clone(),
             submitted: now,
             started: None,
             preview_every: priced.preview_every,
             checkpoint_every: priced.checkpoint_every,
-            key: priced.key,
+            key: priced.key.clone(),
         };
         self.entries.insert(accepted.id, entry);
         Ok((accepted, slot))
     }
 
     /// Takes out the entry of a job that ended. Its output stays known by its key for a while; a job that
-    /// gave none may be tried again under the same key.
-    pub(crate) fn close(&mut self, id: JobId, finished: bool) -> Option<Entry<B>> {
+    /// gave none may be tried again under the same key. With it come the slots that are forgotten, for the
+    /// caller to drop once the lock is free.
+    pub(crate) fn close(&mut self, id: JobId, finished: bool) -> Option<(Entry<B>, Forgotten<B>)> {
         let entry = self.entries.remove(&id)?;
         self.closing += 1;
+        let mut forgotten = Vec::new();
         if let Some(key) = &entry.key {
             if finished {
                 self.ended.push_back((key.clone(), id));
                 while self.ended.len() > self.remembered {
                     let oldest = self.ended.pop_front();
-                    oldest.into_iter().for_each(|(key, id)| self.forget(&key, id));
+                    forgotten.extend(oldest.and_then(|(key, id)| self.forget(&key, id)));
                 }
             } else {
-                self.forget(key, id);
+                forgotten.extend(self.forget(key, id));
             }
         }
-        Some(entry)
+        Some((entry, forgotten))
     }
 
     /// Forgets a key, unless another job has it after this one was called back.
-    fn forget(&mut self, key: &Key, id: JobId) {
-        if self.known.get(key).is_some_and(|(known, _)| *known == id) {
-            self.known.remove(key);
-        }
+    fn forget(&mut self, key: &Key, id: JobId) -> Option<Arc<JobSlot<B>>> {
+        self.known.get(key).filter(|(known, _)| *known == id)?;
+        self.known.remove(key).map(|(_, slot)| slot)
     }
 
     /// The outcomes of so many jobs that were closed are set; whether no job is left without one.

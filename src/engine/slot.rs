@@ -89,13 +89,17 @@ impl<T: Clone, P: Clone> Slot<T, P> {
 
     /// Leaves news: at most one step, one preview and one checkpoint are kept that nobody fetched.
     pub(crate) fn tell(&self, news: Progress<P>) {
+        // Goes after the lock: a preview is a backend's code.
+        let mut replaced = None;
         let mut inner = lock(&self.inner);
         if matches!(news, Progress::Step { .. } | Progress::Preview(_) | Progress::Checkpoint { .. }) {
             let kind = std::mem::discriminant(&news);
-            inner.news.retain(|kept| std::mem::discriminant(kept) != kind);
+            let old = inner.news.iter().position(|kept| std::mem::discriminant(kept) == kind);
+            replaced = old.and_then(|old| inner.news.remove(old));
         }
         inner.news.push_back(news);
         self.announce(inner);
+        drop(replaced);
     }
 
     fn announce(&self, mut inner: super::sync::MutexGuard<'_, Inner<T, P>>) {
@@ -144,27 +148,31 @@ impl<T: Clone, P: Clone> Slot<T, P> {
         inner.next_waiter
     }
 
+    // A waker is a caller's code, and may own a handle of this very job: it is cloned before the lock is taken,
+    // and the one that it replaces goes after.
     pub(crate) fn poll(&self, waiter: u64, context: &Context<'_>) -> Poll<T> {
+        let waker = context.waker().clone();
         let mut inner = lock(&self.inner);
-        match &inner.outcome {
-            Some(outcome) => Poll::Ready(outcome.clone()),
-            None => {
-                inner.wake_later(waiter, context);
-                Poll::Pending
-            }
+        if let Some(outcome) = &inner.outcome {
+            return Poll::Ready(outcome.clone());
         }
+        let replaced = inner.wake_later(waiter, waker);
+        drop(inner);
+        drop(replaced);
+        Poll::Pending
     }
 
     /// The next news; `Ready(None)` after the end was told.
     pub(crate) fn poll_news(&self, waiter: u64, context: &Context<'_>) -> Poll<Option<Progress<P>>> {
+        let waker = context.waker().clone();
         let mut inner = lock(&self.inner);
-        match inner.next_news() {
-            Poll::Pending => {
-                inner.wake_later(waiter, context);
-                Poll::Pending
-            }
-            ready => ready,
+        let news = inner.next_news();
+        if news.is_pending() {
+            let replaced = inner.wake_later(waiter, waker);
+            drop(inner);
+            drop(replaced);
         }
+        news
     }
 
     pub(crate) fn try_news(&self) -> Option<Progress<P>> {
@@ -221,10 +229,14 @@ impl<T: Clone, P: Clone> Slot<T, P> {
 }
 
 impl<T, P> Inner<T, P> {
-    fn wake_later(&mut self, waiter: u64, context: &Context<'_>) {
+    /// Keeps a waiter's waker; the one that it had before, if any.
+    fn wake_later(&mut self, waiter: u64, waker: Waker) -> Option<Waker> {
         match self.wakers.iter_mut().find(|(known, _)| *known == waiter) {
-            Some((_, waker)) => waker.clone_from(context.waker()),
-            None => self.wakers.push((waiter, context.waker().clone())),
+            Some((_, known)) => Some(std::mem::replace(known, waker)),
+            None => {
+                self.wakers.push((waiter, waker));
+                None
+            }
         }
     }
 
@@ -243,6 +255,7 @@ impl<T, P> Inner<T, P> {
 #[cfg(all(test, aquatint_loom))]
 mod tests {
     use std::future::poll_fn;
+    use std::task::Wake;
 
     use loom::sync::Arc;
     use loom::thread;
@@ -274,6 +287,36 @@ mod tests {
             let waiter = slot.waiter();
             let found = loom::future::block_on(poll_fn(|context| slot.poll(waiter, context)));
             assert_eq!(found, 7);
+            worker.join().unwrap();
+        });
+    }
+
+    /// A waker that holds a handle, as a task does that waits for several jobs.
+    struct Holder(Arc<Plain>);
+
+    impl Wake for Holder {
+        fn wake(self: std::sync::Arc<Self>) {}
+    }
+
+    impl Drop for Holder {
+        fn drop(&mut self) {
+            self.0.let_go();
+        }
+    }
+
+    #[test]
+    fn wakers_that_hold_a_handle_of_their_job_come_and_go_however_the_threads_interleave() {
+        loom::model(|| {
+            let slot = Arc::new(Plain::new());
+            let other = slot.clone();
+            let worker = thread::spawn(move || other.resolve(7));
+            let waiter = slot.waiter();
+            for _ in 0..2 {
+                slot.attach();
+                let waker = Waker::from(std::sync::Arc::new(Holder(slot.clone())));
+                let _ = slot.poll(waiter, &Context::from_waker(&waker));
+            }
+            assert_eq!(slot.wait(), 7);
             worker.join().unwrap();
         });
     }

@@ -11,7 +11,7 @@ use super::backend::{Backend, Steps};
 use super::cost::{Model, Phase};
 use super::handle::{CheckpointError, Failure, Finished, Outcome};
 use super::lifecycle::{Ending, Fault};
-use super::metrics;
+use super::metrics::{self, Gauges};
 use super::queue::JobId;
 use super::scheduler::{Action, Event, Launch, Report};
 use super::shell::{Origin, Reply, Shell};
@@ -25,6 +25,8 @@ pub(crate) struct Worker<B: Backend> {
     outputs: HashMap<JobId, B::Output>,
     /// What last went wrong with a job.
     failures: HashMap<JobId, Failure<B::Error>>,
+    /// As they were last recorded.
+    gauges: Gauges,
 }
 
 /// What a launch gave for one job, or what to do about it and why.
@@ -42,12 +44,14 @@ fn message(panic: &(dyn Any + Send)) -> String {
 
 impl<B: Backend> Worker<B> {
     pub(crate) fn new(shell: Arc<Shell<B>>) -> Self {
-        Self { shell, jobs: HashMap::new(), outputs: HashMap::new(), failures: HashMap::new() }
+        let (jobs, outputs, failures) = (HashMap::new(), HashMap::new(), HashMap::new());
+        Self { shell, jobs, outputs, failures, gauges: Gauges::default() }
     }
 
     /// Works until the engine is drained or the device lost, and nothing is left.
     pub(crate) fn run(mut self) {
         let shell = self.shell.clone();
+        shell.adopt();
         loop {
             // Before the decision: what it decides is to begin at once.
             let saves = std::mem::take(&mut shell.desk().saves);
@@ -57,8 +61,8 @@ impl<B: Backend> Worker<B> {
             let mut desk = shell.desk();
             let events = std::mem::take(&mut desk.events);
             let actions = desk.scheduler.tick(shell.clock.now(), events);
-            metrics::gauges(&desk.scheduler);
-            if actions.is_empty() {
+            let gauges = Gauges::of(&desk.scheduler);
+            if actions.is_empty() && gauges == self.gauges {
                 if !desk.saves.is_empty() {
                     continue;
                 }
@@ -70,6 +74,10 @@ impl<B: Backend> Worker<B> {
                 continue;
             }
             drop(desk);
+            if gauges != self.gauges {
+                let _ = guarded(|| gauges.record());
+                self.gauges = gauges;
+            }
             for action in actions {
                 match action {
                     Action::End(id, ending) => self.end(id, ending),
@@ -88,7 +96,7 @@ impl<B: Backend> Worker<B> {
             Phase::Finish => self.finish(&launch.jobs),
         };
         let elapsed = self.shell.clock.now().saturating_sub(begun);
-        metrics::launched(launch.phase, launch.jobs.len(), elapsed);
+        let _ = guarded(|| metrics::launched(launch.phase, launch.jobs.len(), elapsed));
         let mut reports = Vec::with_capacity(launch.jobs.len());
         let mut results = results.into_iter();
         for id in &launch.jobs {
@@ -116,7 +124,7 @@ impl<B: Backend> Worker<B> {
         let desk = self.shell.desk();
         let labels = desk.entries.get(&id).map(|entry| entry.labels.clone());
         drop(desk);
-        metrics::faulted(labels.as_ref(), id, phase, fault, &failure.to_string());
+        let _ = guarded(|| metrics::faulted(labels.as_ref(), id, phase, fault, &failure.to_string()));
         self.failures.insert(id, failure);
     }
 
@@ -162,10 +170,14 @@ impl<B: Backend> Worker<B> {
             }));
         }
         self.note_degraded(ids);
+        // For another try; what those that started began from goes here, outside of the lock.
+        let again: Vec<_> = (ids.iter().zip(&results).zip(origins))
+            .filter(|((_, result), _)| result.is_err())
+            .map(|((id, _), origin)| (id, origin))
+            .collect();
         let mut desk = self.shell.desk();
-        for ((id, result), origin) in ids.iter().zip(&results).zip(origins) {
-            // For another try.
-            if let Some(entry) = desk.entries.get_mut(id).filter(|_| result.is_err()) {
+        for (id, origin) in again {
+            if let Some(entry) = desk.entries.get_mut(id) {
                 entry.origin = origin;
             }
         }
@@ -315,14 +327,16 @@ impl<B: Backend> Worker<B> {
         let _ = guarded(|| drop(job));
         let now = self.shell.clock.now();
         let mut desk = self.shell.desk();
-        let Some(entry) = desk.close(id, output.is_some()) else {
+        let Some((entry, forgotten)) = desk.close(id, output.is_some()) else {
             return;
         };
         let objective = desk.scheduler.limits().classes.iter().find(|class| class.name == entry.labels.class);
         let objective = objective.map(|class| class.objective);
         drop(desk);
+        let _ = guarded(|| drop(forgotten));
         let latency = now.saturating_sub(entry.submitted);
-        metrics::ended(&entry.labels, id, ending, latency, objective.is_some_and(|most| latency <= most));
+        let in_time = objective.is_some_and(|most| latency <= most);
+        let _ = guarded(|| metrics::ended(&entry.labels, id, ending, latency, in_time));
         let queued = entry.started.unwrap_or(now).saturating_sub(entry.submitted);
         let outcome: Outcome<B> = match output {
             Some(output) => {
@@ -358,7 +372,7 @@ impl<B: Backend> Drop for Worker<B> {
         let left: Vec<JobId> = desk.entries.keys().copied().collect();
         let entries: Vec<_> = left.into_iter().filter_map(|id| desk.close(id, false)).collect();
         drop(desk);
-        for entry in entries {
+        for (entry, _forgotten) in entries {
             entry.slot.resolve(Err(Failure::ShutDown));
         }
         self.shell.desk().settled(usize::MAX);

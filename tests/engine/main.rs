@@ -10,6 +10,7 @@ mod distilled_real;
 mod drills;
 mod fairness;
 mod faults;
+mod own_thread;
 mod phases;
 #[cfg(all(feature = "embedded", feature = "cpu"))]
 mod real;

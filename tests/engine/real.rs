@@ -8,9 +8,9 @@ use aquatint::engine::{
     Bounds, ClassLimits, Degrade, DegradeReason, EngineOptions, Failure, Handle, Limits, PipelineBackend,
     PipelineEngine, Progress, Reason, Submission,
 };
-use aquatint::{DeviceChoice, Generation, Guidance, Input, LoadOptions, Pipeline, Request, Resume, Sampler};
-use image::RgbImage;
+use aquatint::{DeviceChoice, Generation, Input, LoadOptions, Pipeline, Request, Resume, Sampler};
 
+use crate::common::requests::{mixed, picture};
 use crate::common::{Rng, quiet};
 
 /// Longer than anything here takes on a busy machine; what is not there by then hangs.
@@ -55,36 +55,6 @@ pub(crate) fn output(handle: &Handle<PipelineBackend>) -> Generation {
 pub(crate) fn bits(generation: &Generation) -> Vec<u32> {
     let raw = generation.raw.as_ref().unwrap();
     raw.latents.iter().chain(&raw.images).map(|value| value.to_bits()).collect()
-}
-
-fn picture(side: u32) -> RgbImage {
-    RgbImage::from_fn(side, side, |x, y| image::Rgb([(x * 3) as u8, (y * 3) as u8, 90]))
-}
-
-/// Mixed in everything that a launch may mix.
-fn mixed(rng: &mut Rng) -> Request {
-    let side = [64, 48, 32][rng.below(3) as usize];
-    let picked = rng.below(Sampler::ALL.len() as u64) as usize;
-    let input = match rng.below(3) {
-        0 => Input::Image { image: picture(40 + rng.below(40) as u32), strength: 0.7 },
-        _ => Input::Text,
-    };
-    let guidance = match rng.below(3) {
-        0 => Guidance::None,
-        _ => Guidance::classifier_free(4.0).negative("a dog"),
-    };
-    Request {
-        input,
-        width: Some(side),
-        height: Some(side),
-        steps: Some(2 + rng.below(7) as usize),
-        guidance: Some(guidance),
-        sampler: Sampler::ALL.into_iter().nth(picked),
-        seed: rng.next(),
-        count: Some(1 + rng.below(2) as u32),
-        keep_raw: true,
-        ..Request::new("a red apple on a blue background")
-    }
 }
 
 /// Waits until the job has taken a step.

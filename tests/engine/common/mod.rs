@@ -5,6 +5,8 @@ pub mod device;
 pub mod drive;
 pub mod mock;
 pub mod outcome;
+#[cfg(all(feature = "embedded", feature = "cpu"))]
+pub mod requests;
 pub mod sim;
 
 /// Held by tests that time something and by tests that load the processor, so that they do not meet.

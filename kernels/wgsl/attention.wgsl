@@ -5,8 +5,9 @@
 // ascending order, a running maximum and sum for each query, so that scores of any finite size do not overflow.
 // An output row's bits depend on its query, its head's keys and values, and the shapes of one picture alone.
 // tile: one workgroup makes QUERIES rows of one head against KEYS keys at a time, QUERIES · KEYS = 2048. First the
-// scores, 4×4 a thread, q and k read from device memory along D; then the softmax, one row a thread; then
-// scores · v, 8 queries × 8 of the head's dims a thread, in registers from the first key to the last.
+// scores, 4×4 a thread, q and k read from device memory along D; then the maxima, one row a thread, the exponentials,
+// four at a time, and their sums, one row a thread; then scores · v, 8 queries × 8 of the head's dims a thread, in
+// registers from the first key to the last.
 // Workgroup memory: the scores, 8 KiB, and three numbers a query; at most 8.8 KiB
 // launch: (ceil(queries / QUERIES), heads, batch)
 // limits: D a multiple of 8, at most 512; queries, keys, heads and batch at least 1, heads and batch at
@@ -46,7 +47,7 @@ var<workgroup> scores: array<vec4<f32>, 512>;
 // Of each query: the running maximum, the running sum, and what this tile multiplies the sums so far by.
 var<workgroup> maximum: array<f32, QUERIES>;
 var<workgroup> total: array<f32, QUERIES>;
-var<workgroup> rescale: array<vec4<f32>, LINE>;
+var<workgroup> rescale: array<f32, QUERIES>;
 
 fn dot4(a: vec4<f32>, b: vec4<f32>, sum: f32) -> f32 {
     return fma(a.w, b.w, fma(a.z, b.z, fma(a.y, b.y, fma(a.x, b.x, sum))));
@@ -57,30 +58,35 @@ fn score(c: vec4<f32>, q0: vec4<f32>, q1: vec4<f32>, q2: vec4<f32>, q3: vec4<f32
     return vec4(dot4(q0, key, c.x), dot4(q1, key, c.y), dot4(q2, key, c.z), dot4(q3, key, c.w));
 }
 
-// One row of the tile's `count` keys: raw scores become exp(score - maximum), or zero where the query does not see
-// the key.
-fn soften(row: u32, query: u32, key0: u32, count: u32) {
-    let line = row / 4u;
-    let lane = row % 4u;
-    var seen = count;
+// The keys of a tile that a query sees: the first so many.
+fn seen(query: u32, key0: u32, count: u32) -> u32 {
     if params.causal == 1u {
-        seen = min(seen, max(query + 1u, key0) - key0);
+        return min(count, max(query + 1u, key0) - key0);
     }
+    return count;
+}
+
+// Takes a row's maximum on from the tiles so far to this one's keys.
+fn lift(row: u32, query: u32, key0: u32, count: u32) {
     let before = maximum[row];
     var top = before;
-    for (var i = 0u; i < seen; i += 1u) {
-        top = max(top, scores[i * LINE + line][lane] * params.scale);
-    }
-    let factor = exp(before - top);
-    var sum = 0.0;
-    for (var i = 0u; i < count; i += 1u) {
-        let p = select(0.0, exp(scores[i * LINE + line][lane] * params.scale - top), i < seen);
-        scores[i * LINE + line][lane] = p;
-        sum += p;
+    let end = seen(query, key0, count);
+    for (var i = 0u; i < end; i += 1u) {
+        top = max(top, scores[i * LINE + row / 4u][row % 4u] * params.scale);
     }
     maximum[row] = top;
-    total[row] = fma(total[row], factor, sum);
-    rescale[line][lane] = factor;
+    rescale[row] = exp(before - top);
+}
+
+// Raw scores of four queries and one key become exp(score - maximum), or zero where a query does not see the key.
+// A vector whole: writes of single components by several threads may undo one another (WGSL lets each write all four).
+fn soften(slot: u32, query0: u32, key0: u32, count: u32) {
+    let row = slot % LINE * 4u;
+    let top = vec4(maximum[row], maximum[row + 1u], maximum[row + 2u], maximum[row + 3u]);
+    let query = query0 + row;
+    let end = vec4(seen(query, key0, count), seen(query + 1u, key0, count),
+                   seen(query + 2u, key0, count), seen(query + 3u, key0, count));
+    scores[slot] = select(vec4<f32>(), exp(scores[slot] * params.scale - top), vec4(slot / LINE) < end);
 }
 
 @compute @workgroup_size(WORKERS)
@@ -149,19 +155,29 @@ fn attention(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         workgroupBarrier();
         let count = min(params.keys - key0, KEYS);
         for (var row = thread; row < QUERIES; row += WORKERS) {
-            soften(row, query0 + row, key0, count);
+            lift(row, query0 + row, key0, count);
         }
         workgroupBarrier();
-        let f = rescale[ty * 2u];
-        let g = rescale[ty * 2u + 1u];
-        a0 *= f.x; b0 *= f.x;
-        a1 *= f.y; b1 *= f.y;
-        a2 *= f.z; b2 *= f.z;
-        a3 *= f.w; b3 *= f.w;
-        a4 *= g.x; b4 *= g.x;
-        a5 *= g.y; b5 *= g.y;
-        a6 *= g.z; b6 *= g.z;
-        a7 *= g.w; b7 *= g.w;
+        for (var slot = thread; slot < 512u; slot += WORKERS) {
+            soften(slot, query0, key0, count);
+        }
+        workgroupBarrier();
+        for (var row = thread; row < QUERIES; row += WORKERS) {
+            var sum = 0.0;
+            for (var i = 0u; i < count; i += 1u) {
+                sum += scores[i * LINE + row / 4u][row % 4u];
+            }
+            total[row] = fma(total[row], rescale[row], sum);
+        }
+        let first = ty * 8u;
+        a0 *= rescale[first]; b0 *= rescale[first];
+        a1 *= rescale[first + 1u]; b1 *= rescale[first + 1u];
+        a2 *= rescale[first + 2u]; b2 *= rescale[first + 2u];
+        a3 *= rescale[first + 3u]; b3 *= rescale[first + 3u];
+        a4 *= rescale[first + 4u]; b4 *= rescale[first + 4u];
+        a5 *= rescale[first + 5u]; b5 *= rescale[first + 5u];
+        a6 *= rescale[first + 6u]; b6 *= rescale[first + 6u];
+        a7 *= rescale[first + 7u]; b7 *= rescale[first + 7u];
         for (var i = 0u; i < count; i += 1u) {
             let at = of_keys + (key0 + i) * stride + tx * 2u;
             let c = vec4<f32>(v[at]);

@@ -3,8 +3,9 @@
 // x, y: [batch, pixels, channels]; weight, bias: [channels]; in vectors of WIDTH elements; sums in f32
 // Three launches:
 //   group_norm_statistics  (slice, block of BLOCK groups, picture) -> mean and squared deviations of that slice, [batch, slices,
-//               groups]; the deviations are summed around the slice's own mean, so that a map far from zero, or with
-//               outliers, loses nothing. Where there is one slice, mean and 1 / sqrt(var + eps).
+//               groups]; the deviations are summed around the slice's own mean, and the mean's own rounding is taken
+//               out, so that a map far from zero, or with outliers, loses nothing. Where there is one slice, mean and
+//               1 / sqrt(var + eps).
 //   group_norm_combine  (picture and group) -> mean and 1 / sqrt(var + eps), [batch, groups]; not needed for one slice
 //   group_norm_apply  element by element
 // tile: a thread of the first owns one vector column and every rows-th pixel; a block is wide enough for whole
@@ -24,13 +25,13 @@ struct Statistics { mean: f32, spread: f32 }
 @group(0) @binding(1) var<storage, read_write> partial: array<Statistics>;
 @group(0) @binding(2) var<uniform> params: Params;
 
-var<workgroup> sums: array<f32, THREADS>;
+var<workgroup> sums: array<vec2<f32>, THREADS>;
 
-// The sum over a thread's group: over the rows of threads first, then over the group's columns, in a fixed order.
-fn group_sum(value: floats, row: u32, rows: u32, column: u32, live: bool) -> f32 {
+// Two sums over a thread's group: over the rows of threads first, then over the group's columns, in a fixed order.
+fn group_sums(first: floats, second: floats, row: u32, rows: u32, column: u32, live: bool) -> vec2<f32> {
     let width = BLOCK * params.columns;
     let slot = row * width + column;
-    if live { sums[slot] = across(value); }
+    if live { sums[slot] = vec2(across(first), across(second)); }
     workgroupBarrier();
     for (var left = rows; left > 1u; left = (left + 1u) / 2u) {
         let kept = (left + 1u) / 2u;
@@ -67,31 +68,38 @@ fn group_norm_statistics(@builtin(workgroup_id) group: vec3<u32>, @builtin(local
 
     var part = floats(0.0);
     for (var p = start + row; p < stop; p += rows) { part += floats(x[base + p * stride]); }
-    let mean = group_sum(part, row, rows, column, live) / count;
+    let mean = group_sums(part, floats(0.0), row, rows, column, live).x / count;
 
     part = floats(0.0);
+    var squares = floats(0.0);
     for (var p = start + row; p < stop; p += rows) {
         let centred = floats(x[base + p * stride]) - mean;
-        part += centred * centred;
+        part += centred;
+        squares += centred * centred;
     }
-    var spread = group_sum(part, row, rows, column, live);
+    let moments = group_sums(part, squares, row, rows, column, live);
+    // What rounding has left of the mean.
+    let rest = moments.x / count;
+    var spread = max(moments.y - rest * moments.x, 0.0);
     if params.slices == 1u { spread = 1.0 / sqrt(spread / count + params.eps); }
     if live && row == 0u && column % params.columns == 0u {
-        partial[(group.z * params.slices + group.x) * params.groups + index] = Statistics(mean, spread);
+        partial[(group.z * params.slices + group.x) * params.groups + index] = Statistics(mean + rest, spread);
     }
 }
 
 @group(0) @binding(0) var<storage, read_write> slices: array<Statistics>;
 @group(0) @binding(1) var<storage, read_write> combined: array<Statistics>;
 
+var<workgroup> parts: array<f32, THREADS>;
+
 fn total(value: f32, thread: u32) -> f32 {
-    sums[thread] = value;
+    parts[thread] = value;
     workgroupBarrier();
     for (var step = THREADS / 2u; step > 0u; step /= 2u) {
-        if thread < step { sums[thread] += sums[thread + step]; }
+        if thread < step { parts[thread] += parts[thread + step]; }
         workgroupBarrier();
     }
-    let sum = sums[0];
+    let sum = parts[0];
     workgroupBarrier();
     return sum;
 }

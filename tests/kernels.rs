@@ -244,6 +244,31 @@ mod on_gpu {
         );
     }
 
+    /// Where threads write single components of one shared vector, WGSL lets each write the other components too, with
+    /// what they held before.
+    fn shared_vectors_are_written_whole(_: &On) {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/wgsl");
+        let mut shared = 0;
+        for file in std::fs::read_dir(folder).unwrap() {
+            let path = file.unwrap().path();
+            let text = std::fs::read_to_string(&path).unwrap();
+            for line in
+                text.lines().filter(|line| line.starts_with("var<workgroup>") && line.contains("<vec"))
+            {
+                let name = line.split(&[' ', ':']).nth(1).unwrap();
+                shared += 1;
+                for (at, _) in text.match_indices(&format!("{name}[")) {
+                    // What is left of an assignment, after the index of the element.
+                    let statement = text[at..].split([';', '{', '}']).next().unwrap();
+                    let Some((element, value)) = statement.split_once('=') else { continue };
+                    let component = element.contains("][") || element.contains("].");
+                    assert!(!component || value.starts_with('='), "{}: {statement}", path.display());
+                }
+            }
+        }
+        assert!(shared >= 3, "only {shared} shared arrays of vectors found");
+    }
+
     /// Launches of that step with every operation in its reference form, counted the same way on wgpu on 2026-11-25.
     const BURNS_LAUNCHES: usize = 660;
 
@@ -267,6 +292,8 @@ mod on_gpu {
             a_batch_of_four_takes_few_launches_beside_the_network,
         ),
         ("group_norm_of_large_maps_matches_its_definition", group_norm_of_large_maps_matches_its_definition),
+        ("group_norm_far_from_zero_keeps_its_mean", definitions::group_norm_far_from_zero_keeps_its_mean),
+        ("shared_vectors_are_written_whole", shared_vectors_are_written_whole),
         ("linear_matches_its_definition", definitions::linear_matches_its_definition),
         ("conv2d_matches_its_definition", definitions::conv2d_matches_its_definition),
         (

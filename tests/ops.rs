@@ -47,6 +47,11 @@ fn group_norm_matches_its_definition() {
 }
 
 #[test]
+fn group_norm_far_from_zero_keeps_its_mean() {
+    definitions::group_norm_far_from_zero_keeps_its_mean(&cpu());
+}
+
+#[test]
 fn layer_norm_matches_its_definition() {
     definitions::layer_norm_matches_its_definition(&cpu());
 }

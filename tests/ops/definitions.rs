@@ -252,6 +252,26 @@ pub(crate) fn group_norm_of(on: &On, shapes: &[([usize; 4], usize)]) {
     }
 }
 
+/// A sum of many equal numbers rounds the same way every time; the deviations here are a ten-thousandth of the mean.
+pub(crate) fn group_norm_far_from_zero_keeps_its_mean(on: &On) {
+    // An odd width of 65 channels leaves each thread a long column of pixels.
+    let shape = [1, 256, 128, 65];
+    let stored: Vec<f64> =
+        (0..shape.iter().product()).map(|i| f64::from(if i % 2 == 0 { 100.1_f32 } else { 100.12 })).collect();
+    let (ones, zeros) = (on.tensor(&[1.0; 65], [65], DType::F32), on.tensor(&[0.0; 65], [65], DType::F32));
+    let x = on.tensor(&stored, shape, DType::F32);
+    let y = ops::group_norm(x, 1, &ones, &zeros, 1e-6, Activation::None);
+    let mean = stored.iter().sum::<f64>() / stored.len() as f64;
+    let variance = stored.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / stored.len() as f64;
+    let factor = 1.0 / (variance + f64::from(1e-6_f32)).sqrt();
+    // Three roundings of the mean to f32.
+    let allowed = 3.0 * 2f64.powi(-24) * mean * factor;
+    for (x, y) in stored.iter().zip(read(y)) {
+        let expected = (x - mean) * factor;
+        assert!((y - expected).abs() <= allowed, "{y} for {expected}, allowed {allowed:e}");
+    }
+}
+
 pub(crate) fn layer_norm_matches_its_definition(on: &On) {
     for &dtype in on.dtypes {
         for shape in [[1, 1, 1], [2, 3, 7], [1, 5, 320], [2, 9, 1283]] {
@@ -280,6 +300,9 @@ pub(crate) fn attention_matches_its_definition(on: &On) {
         (2, 9, 33, 1, 128, Mask::None),
         (1, 17, 200, 1, 160, Mask::None),
         (1, 40, 50, 1, 512, Mask::None),
+        (1, 9, 40, 2, 24, Mask::None),
+        (1, 33, 70, 1, 256, Mask::None),
+        (1, 70, 70, 1, 264, Mask::Causal),
     ];
     for &dtype in on.dtypes {
         for (batch, queries, keys, heads, head_dim, mask) in cases {

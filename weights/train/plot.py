@@ -1,4 +1,4 @@
-"""Draws the loss curves from the logs of the three stages."""
+"""Draws the loss curves from the logs of the four stages."""
 
 import argparse
 import json
@@ -10,10 +10,27 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 PANELS = [
-    ("vae.jsonl", "psnr", "autoencoder: dB while training, with noise on the latents"),
+    ("vae.jsonl", "psnr", "autoencoder: dB while training, noise on the latents"),
     ("text.jsonl", "right", "text encoder: prompts understood in full"),
     ("diffusion.jsonl", "loss", "denoiser: squared error of the velocity"),
+    ("decoder.jsonl", "psnr", "decoder: dB while training, less noise"),
 ]
+
+
+def rounds(lines):
+    """The lines of a log, steps counted on where a round of training began at 0 again."""
+    done = last = 0
+    for row in lines:
+        if "step" in row:
+            done += last if row["step"] < last // 2 else 0
+            last = row["step"]
+            yield row | {"step": done + last}
+
+
+def curve(rows, key):
+    """Steps and values. A run that was stopped before its checkpoint logs some steps again: the later line counts."""
+    points = sorted({row["step"]: row[key] for row in rows if key in row}.items())
+    return [step for step, _ in points], [value for _, value in points]
 
 
 def main():
@@ -21,18 +38,18 @@ def main():
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    figure, axes = plt.subplots(1, len(PANELS), figsize=(15, 3.6), layout="constrained")
-    for axis, (name, key, title) in zip(axes, PANELS):
-        rows = [json.loads(line) for line in (args.work / name).read_text().splitlines()]
-        # A run that was stopped before its checkpoint logs some steps again: the later line counts.
-        rows = list({row["step"]: row for row in rows if key in row}.values())
-        axis.plot([row["step"] for row in rows], [row[key] for row in rows], linewidth=1)
+    figure, axes = plt.subplots(2, 2, figsize=(10, 6.4), layout="constrained")
+    for axis, (name, key, title) in zip(axes.flat, PANELS):
+        rows = list(rounds(json.loads(line) for line in (args.work / name).read_text().splitlines()))
+        axis.plot(*curve(rows, key), linewidth=1)
+        held_out = curve(rows, "held_out_psnr")
+        if held_out[0]:
+            axis.plot(*held_out, "o-", label="scenes of a fixed seed, no noise")
+            axis.legend()
+        if name == "diffusion.jsonl":
+            axis.set_yscale("log")
         axis.set(title=title, xlabel="step")
         axis.grid(alpha=0.3)
-    held_out = [json.loads(line) for line in (args.work / "vae.jsonl").read_text().splitlines() if "held_out_psnr" in line]
-    axes[0].plot([row["step"] for row in held_out], [row["held_out_psnr"] for row in held_out], "o-", label="random scenes, no noise")
-    axes[0].legend()
-    axes[2].set_yscale("log")
     figure.savefig(args.out, dpi=80)
 
 

@@ -247,7 +247,8 @@ mod on_gpu {
     /// Where threads write single components of one shared vector, WGSL lets each write the other components too, with
     /// what they held before.
     fn shared_vectors_are_written_whole(_: &On) {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels/wgsl");
+        let checkout = std::env::var("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").to_owned());
+        let folder = format!("{checkout}/kernels/wgsl");
         let mut shared = 0;
         for file in std::fs::read_dir(folder).unwrap() {
             let path = file.unwrap().path();

@@ -86,7 +86,7 @@ pub(crate) fn swiglu_gates_the_first_half_by_the_second(on: &On) {
 }
 
 pub(crate) fn bias_gelu_matches_its_definition(on: &On) {
-    let forms: [(Gelu, fn(f64) -> f64); 2] = [(Gelu::Exact, host::gelu), (Gelu::Tanh, host::gelu_tanh)];
+    let forms = [(Gelu::Exact, host::gelu as fn(f64) -> f64), (Gelu::Tanh, host::gelu_tanh)];
     for &dtype in on.dtypes {
         for shape in ROWS {
             // Several widths of the bell, so that its tails are met.

@@ -212,7 +212,7 @@ mod on_gpu {
     }
 
     /// Launches of a step of four guided jobs that have stepped together before.
-    const STABLE: usize = 160;
+    const STABLE: usize = 150;
 
     /// The embedded model, with guidance, in one step of the whole pipeline.
     fn a_denoising_step_takes_half_as_many_launches_as_burns_own_operations(on: &On) {
@@ -233,7 +233,8 @@ mod on_gpu {
         }
         let mut counts = std::collections::BTreeMap::<_, usize>::new();
         found.iter().for_each(|name| *counts.entry(*name).or_default() += 1);
-        assert!(found.len() <= BURNS_LAUNCHES / 2, "{}: {counts:#?}", found.len());
+        println!("launches of a step of one job: {}", found.len());
+        assert!(found.len() <= BURNS_LAUNCHES / 2, "{counts:#?}");
     }
 
     /// Large enough for several slices, blocks and rows of workgroups.

@@ -270,7 +270,7 @@ mod tests {
         assert!((model.launch(Phase::Step, &price(), 4) / slow - 1.0).abs() < 1e-6);
         model.observe(Phase::Step, &price(), 4, 0.02);
         let found = model.launch(Phase::Step, &price(), 4);
-        assert!((found / 0.02 - 1.0).abs() < 0.01, "{found}");
+        assert!((found / 0.02 - 1.0).abs() < 0.05, "{found} s, {slow} s before");
     }
 
     #[test]

@@ -214,6 +214,22 @@ mod on_gpu {
     /// Launches of a step of four guided jobs that have stepped together before.
     const STABLE: usize = 150;
 
+    /// A launch writes one buffer, which all pictures of a large job would make larger than a device can bind.
+    fn a_job_of_many_pictures_ends_its_step_in_several_launches(on: &On) {
+        let options = LoadOptions {
+            device: DeviceChoice::Existing(on.device.clone()),
+            precision: Precision::F32,
+            max_batch: 2,
+        };
+        let pipeline = Pipeline::embedded(options).unwrap();
+        let request = Request { steps: Some(4), count: Some(5), ..Request::new("a fox") };
+        let mut job = pipeline.start(&request).unwrap();
+        for _ in 0..2 {
+            let found = launches(|| pipeline.step(&mut [&mut job]).remove(0).unwrap());
+            assert_eq!(found.iter().filter(|found| **found == "denoise_step").count(), 3);
+        }
+    }
+
     /// The embedded model, with guidance, in one step of the whole pipeline.
     fn a_denoising_step_takes_half_as_many_launches_as_burns_own_operations(on: &On) {
         let options = LoadOptions {
@@ -292,6 +308,10 @@ mod on_gpu {
         (
             "a_batch_of_four_takes_few_launches_beside_the_network",
             a_batch_of_four_takes_few_launches_beside_the_network,
+        ),
+        (
+            "a_job_of_many_pictures_ends_its_step_in_several_launches",
+            a_job_of_many_pictures_ends_its_step_in_several_launches,
         ),
         ("group_norm_of_large_maps_matches_its_definition", group_norm_of_large_maps_matches_its_definition),
         ("group_norm_far_from_zero_keeps_its_mean", definitions::group_norm_far_from_zero_keeps_its_mean),

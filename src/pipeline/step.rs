@@ -106,16 +106,26 @@ impl Pipeline {
             let step = job.next().ok_or_else(|| no_output(Stage::Denoise))?;
             moving.extend(job.rows.iter().map(|row| Moving { job, step, row: row.clone() }));
         }
+        let mut moved = Vec::with_capacity(moving.len());
+        // One buffer for everything that all pictures of a large job write may be more than a device can bind.
+        for rows in moving.chunks_mut(self.0.max_batch) {
+            moved.extend(self.advance_rows(rows)?);
+        }
+        let mut moved = moved.into_iter();
+        Ok(jobs.iter().map(|job| moved.by_ref().take(job.rows.len()).collect()).collect())
+    }
+
+    /// One row for each of these, in their order.
+    fn advance_rows(&self, moving: &mut [Moving]) -> Result<Vec<Row>> {
         ops::side_by_side(moving.iter_mut().flat_map(|moving| moving.row.slots()).collect());
-        let (predictions, predicted) = self.predict_rows(&moving)?;
+        let (predictions, predicted) = self.predict_rows(moving)?;
         let noise: Vec<_> = moving.iter_mut().map(|moving| moving.row.draw(moving.step)).collect();
         let rows = moving.iter().zip(predicted).zip(noise);
         let rows = rows.map(|((moving, predicted), noise)| moving.row.step(moving.step, predicted, noise));
         let stepped = ops::denoise_step(predictions, rows.collect());
-        let mut moved =
-            moving.iter().zip(stepped).map(|(moving, stepped)| moving.row.moved(moving.step, stepped));
-        let rows = |job: &&Job| moved.by_ref().take(job.rows.len()).collect::<Option<Vec<Row>>>();
-        jobs.iter().map(rows).collect::<Option<_>>().ok_or_else(|| no_output(Stage::Denoise))
+        let mut stepped = stepped.into_iter();
+        let moved = moving.iter().map(|moving| moving.row.moved(moving.step, stepped.next()?));
+        moved.collect::<Option<_>>().ok_or_else(|| no_output(Stage::Denoise))
     }
 
     /// The network's predictions for all rows, `[predictions, channels, height, width]`, and which of them are whose.

@@ -323,7 +323,8 @@ impl<B: Backend> Worker<B> {
             Ending::Suspended => self.suspend(job.as_ref()),
             Ending::ShutDown => Failure::ShutDown,
         };
-        // What it holds may panic as it goes; the job has ended all the same.
+        // Its memory is free when its submitter is told, but for what it has in a buffer that neighbours share, which goes
+        // with their next step. What it holds may panic as it goes; the job has ended all the same.
         let _ = guarded(|| drop(job));
         let now = self.shell.clock.now();
         let mut desk = self.shell.desk();

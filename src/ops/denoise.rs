@@ -6,9 +6,9 @@ use burn::tensor::{DType, Tensor};
 
 /// A value of one row, `[1, channels, height, width]` in f32, in a buffer that may hold other rows' as well.
 ///
-/// A step of a GPU writes all its rows into one buffer, so that the next one finds them side by side. A buffer lives
-/// as long as a slot of it: what a row that left had there is freed when its neighbours have made their next step,
-/// which writes another buffer.
+/// A kernel writes all rows of a GPU's step into one buffer, so that the next one finds them side by side. A buffer
+/// lives as long as a slot of it: what a row that left had there is freed with the last of them, as a rule when its
+/// neighbours have made their next step, which writes another buffer.
 #[derive(Debug, Clone)]
 pub struct Slot {
     pub(super) buffer: Arc<Tensor<4>>,

@@ -8,7 +8,7 @@ use burn::tensor::Tensor;
 
 use super::{Pipeline, download, no_output, together};
 use crate::denoisers::Conditioning;
-use crate::device::{DeviceError, DeviceKind};
+use crate::device::{DeviceError, DeviceKind, guard};
 use crate::error::{Error, Result, Stage};
 use crate::job::{Job, Predicted, Row};
 use crate::ops::{self, Guided, NonFinite, Slot};
@@ -56,7 +56,9 @@ impl Pipeline {
         let mut counts = Counts::new();
         for ((job, (index, rows)), result) in jobs.iter_mut().zip(before).zip(&mut results) {
             if result.is_ok() && job.index > index {
-                *result = job.rows.iter().try_for_each(|row| self.check_row(row, Some(&mut counts)));
+                *result = guard(Stage::Denoise, || {
+                    job.rows.iter().try_for_each(|row| self.check_row(row, Some(&mut counts)))
+                });
             }
             if result.is_err() {
                 (job.index, job.rows) = (index, rows);

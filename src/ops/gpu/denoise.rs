@@ -79,6 +79,8 @@ impl Gathered {
             let indices = slots.iter().map(|slot| slot.index).collect();
             return Some(Self { buffer: first.buffer.clone(), indices });
         }
+        // Before anything is copied for a device that takes no kernel.
+        Buffer::of(Tensor::clone(&first.buffer), target)?;
         let mut taken: Vec<&Slot> = Vec::new();
         let same = |a: &Slot, b: &Slot| a.index == b.index && Arc::ptr_eq(&a.buffer, &b.buffer);
         let mut indices = Vec::with_capacity(slots.len());
@@ -235,13 +237,14 @@ pub(crate) fn step(predictions: Tensor<4>, rows: &[DenoiseRow]) -> Option<Vec<St
     let state = Buffer::of(Tensor::clone(&buffer), target)?;
     let table = upload(&[heads, writes].concat(), &device, target)?;
     // What no row reads is bound all the same.
-    let noise = if noise.is_empty() { state.clone() } else { floats(noise, &device, target)? };
+    let unread = || state.empty([1], DType::F32);
+    let noise = if noise.is_empty() { unread() } else { floats(noise, &device, target)? };
     let ratios = if rows.iter().any(|row| row.guided.is_some_and(|guided| guided.rescale != 0.0)) {
         let ratios = state.empty([rows.len()], DType::F32);
         plan(Entry::Deviations)?.launch(&[&predictions, &table], &[&ratios])?;
         ratios
     } else {
-        state.clone()
+        unread()
     };
     let after = state.empty([written, channels, height, width], DType::F32);
     let counts = state.empty([rows.len(), blocks(target, elements)], DType::F32);

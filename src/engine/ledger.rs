@@ -103,7 +103,7 @@ pub(crate) struct ClassLedger {
     pub(crate) queued: Queued,
     /// Nanoseconds of device time to come, of all live jobs.
     pub(crate) work: u64,
-    /// Device time got of each second, forgotten exponentially, times `Ledger::rate_weight`.
+    /// Device time got of each busy second, forgotten exponentially, times `Ledger::rate_weight`.
     rate: f64,
     /// Nanoseconds of device time used since the last launch came back.
     used: u64,
@@ -156,6 +156,10 @@ impl Ledger {
     }
 
     pub(crate) fn accepted(&mut self, job: &Job) {
+        if self.work == 0 {
+            // Rates are of busy time: what nobody asked for before says nothing of what a class can get.
+            self.rated = self.rated.max(job.arrived);
+        }
         self.work += job.work.total();
         self.queued.add(job);
         if let Some(class) = self.class(job) {

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::common::drive::{Drive, MS, PLAIN, limits, offer, price};
+use crate::common::drive::{Drive, MS, PLAIN, bounds, limits, offer, price};
 use crate::common::mock::{Trouble, ask, bits, engine, engine_with, free, idle, output, roomy, troubled};
 use aquatint::engine::{
     Ending, Failure, Fault, JobId, Limits, Offer, Phase, Price, Progress, Reason, Submission,
@@ -161,6 +161,33 @@ fn a_class_that_a_stall_made_look_late_comes_back_although_every_deadline_is_tig
     assert!(accepted[0].0 >= 30 * alone, "{:?}", accepted[0]);
     assert!(accepted.len() > 150, "{}", accepted.len());
     assert!(accepted.iter().all(|(_, id)| drive.ending(*id) == Some(Ending::Finished)));
+}
+
+#[test]
+fn a_burst_after_an_idle_night_is_told_to_come_back_as_soon_as_one_after_another() {
+    let mut limits = limits(&TIERS);
+    limits.classes[0].queue = bounds(10);
+    let mut drive = Drive::new(limits);
+    // What is told to the first one for whom there is no room, once a launch of the burst is back.
+    let mut told = |night: Duration| {
+        drive.now += night;
+        drive.submit("paid", 1, price(1, 100)).unwrap();
+        drive.tick([]);
+        drive.land();
+        let rejected = loop {
+            if let Err(rejected) = drive.submit("paid", 1, price(1, 100)) {
+                break rejected;
+            }
+        };
+        drive.run();
+        assert!(matches!(rejected.reason, Reason::QueueFull { .. }), "{rejected}");
+        rejected.retry_after.unwrap()
+    };
+    for night in [0, 0, 36_000].map(Duration::from_secs) {
+        // One by one, all that waits takes 2 s.
+        let told = told(night);
+        assert!(told < Duration::from_secs(4), "{told:?} after {night:?} without work");
+    }
 }
 
 #[test]

@@ -167,9 +167,12 @@ fn bytes_that_end_early_or_go_on_are_refused() {
     assert!(matches!(refused(&pipeline, &longer), SavedJobError::Length { .. }));
     let other = [b"PNG".as_slice(), &bytes].concat();
     assert!(matches!(refused(&pipeline, &other), SavedJobError::NotASavedJob { .. }));
-    let mut newer = bytes.clone();
-    newer[8] = 3;
-    assert_eq!(refused(&pipeline, &newer), SavedJobError::Version { expected: 2, found: 3 });
+    for found in [1, 3] {
+        let mut other = bytes.clone();
+        other[8] = found;
+        let found = u32::from(found);
+        assert_eq!(refused(&pipeline, &other), SavedJobError::Version { expected: 2, found });
+    }
 }
 
 proptest! {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0   8   "AQUAJOB\0"
-//! 8   4   version, little endian
+//! 8   4   version, little endian: 2; bytes of any other are refused
 //! 12  8   length of the body, little endian
 //! 20  16  XXH3 (128 bits) of the body, little endian
 //! 36      the body: tensors, and `Head` as JSON under the metadata key `job`

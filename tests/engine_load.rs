@@ -88,7 +88,9 @@ impl Load {
         let (begun, before, first) = (Instant::now(), self.ended(), self.sent);
         while self.sent - first < ROUND || begun.elapsed() < length {
             let allowed = |load: &Self| BURST + LOAD * (load.ended() - before) > load.sent - first;
+            let waits = Instant::now();
             while !allowed(self) && self.engine.status().classes.iter().any(|class| class.live > 0) {
+                assert!(waits.elapsed() < PATIENCE, "nothing ends: {:?}", self.engine.status());
                 std::thread::sleep(Duration::from_millis(1));
             }
             self.submit();

@@ -84,7 +84,7 @@ fn a_device_that_is_lost_ends_every_job() {
 #[test]
 fn jobs_that_are_resumed_are_drilled_like_those_that_start() {
     let (engine, switch) = drilled(8);
-    let first = Submission { checkpoint_every: 1.try_into().ok(), ..free(ask(1, 5_000)) };
+    let first = Submission { checkpoint_every: 1.try_into().ok(), ..free(ask(1, 20_000)) };
     let first = engine.submit(first).unwrap();
     let saved = first.events().find_map(|news| match news {
         Progress::Checkpoint { bytes, .. } => Some(bytes),
@@ -109,7 +109,7 @@ fn jobs_that_are_resumed_are_drilled_like_those_that_start() {
     assert!(matches!(outcome, Err(Failure::Panicked { message }) if message == "drill: a panic") && !started);
     // Each of the last two was tried again until it had its attempts.
     assert_eq!(engine.status().classes[1].counters.retried, 2 * u64::from(roomy().max_attempts - 1));
-    assert_eq!(resumed(off).0.unwrap().output, bits(1, 5_000));
+    assert_eq!(resumed(off).0.unwrap().output, bits(1, 20_000));
     let (outcome, started) = resumed(DrillRates { device_lost: 1.0, ..off });
     assert!(matches!(outcome, Err(Failure::DeviceLost)) && !started);
 }

@@ -123,7 +123,8 @@ struct Arguments {
     /// The most requests that wait.
     #[arg(long, default_value_t = 1_000)]
     queue: usize,
-    /// Bytes on the device that running jobs may need together; without it, no bound.
+    /// Bytes on the device that running jobs may need together; without it, nine tenths of what is free where that
+    /// is known (the processor of a Linux host), elsewhere no bound.
     #[arg(long)]
     memory: Option<u64>,
     /// How long jobs may go on after the end of the input, in milliseconds.

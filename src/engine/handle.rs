@@ -150,7 +150,7 @@ impl<B: Backend> Handle<B> {
     ///
     /// # Errors
     /// [`Failure`], if it did not give its pictures; [`Failure::OwnThread`] on the engine's own thread, if it has
-    /// not ended by then.
+    /// not ended by then: this handle is gone then, and the job with it as in a drop.
     pub fn wait(self) -> Outcome<B> {
         if is_worker(&self.shell) {
             return self.slot.outcome().unwrap_or(Err(Failure::OwnThread));

@@ -24,15 +24,15 @@ const RESERVE: u64 = 4;
 pub(super) struct Candidate<'a> {
     variant: usize,
     pub(super) price: &'a Price,
-    work: Work,
+    pub(super) work: Work,
     /// On an idle device.
     alone: Duration,
     /// From now, behind what is already there; before calibration.
     pub(super) predicted: Duration,
     /// From now, calibrated.
     finish: Duration,
-    /// What it is let in to find out about, although it seems to be late.
-    probe: Option<Doubt>,
+    /// What it is let in to find out about, although it seems to be late or too dear.
+    pub(super) probe: Option<Doubt>,
 }
 
 impl Scheduler {
@@ -77,8 +77,9 @@ impl Scheduler {
         let window = self.limits.classes.get(class).and_then(|limits| limits.quota).map(|quota| quota.window);
         let quota_start = self.now.checked_sub(window.unwrap_or_default());
         let tenant = self.queue.tenant(class, &offer.tenant, quota_start);
-        let (candidate, reason) = self.choose_variant(class, tenant, offer)?;
+        let (mut candidate, reason) = self.choose_variant(class, tenant, offer)?;
         self.check_quota(class, tenant, offer, &candidate)?;
+        self.doubt_work(class, &mut candidate);
         self.check_bounds(class, offer, &candidate)?;
         Ok(self.accept(class, tenant, offer, &candidate, reason))
     }

@@ -1,17 +1,18 @@
 //! When what was learnt is doubted, since it alone refuses submissions and nothing runs that could correct it.
 //!
-//! After a stall a shape may seem so slow, or a class so late, that no deadline can be met. Where every
-//! submission has one, nothing of it would run, nothing be measured, and all be refused for ever. So after a
-//! while one is let in all the same, a probe: what it measures takes the place of what was learnt. A device
-//! that is as slow as it seemed costs a probe its deadline, and the next one waits for twice as long.
+//! After a stall a shape may seem so slow, or a class so late, that no deadline can be met, or so dear that one
+//! job of it is more than may wait at all. Where every submission has a deadline, or is of that shape, nothing of
+//! it would run, nothing be measured, and all be refused for ever. So after a while one is let in all the same, a
+//! probe: what it measures takes the place of what was learnt. A device that is as slow as it seemed costs a
+//! probe its deadline, and the next one waits for twice as long.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::admission::Candidate;
+use super::admission::{Candidate, nanos};
 use super::cost::{BatchKey, OUTLIER};
 use super::queue::TenantIndex;
-use super::scheduler::Scheduler;
+use super::scheduler::{Scheduler, Work};
 
 /// What is doubted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -92,5 +93,28 @@ impl Scheduler {
             (Doubt::Bias(class), self.queue.live(class))
         };
         (self.doubts.refused(doubt, self.now, wanted) && live == 0).then_some(doubt)
+    }
+
+    /// Makes a candidate that alone seems to be more than may ever wait a probe at its hinted price, if that fits
+    /// and it is time for one.
+    pub(super) fn doubt_work(&mut self, class: usize, candidate: &mut Candidate<'_>) {
+        let Some(limits) = self.limits.classes.get(class) else {
+            return;
+        };
+        let most = nanos(limits.queue.time.min(self.limits.queue.time));
+        let price = candidate.price;
+        let hinted = Work {
+            start: nanos(price.start),
+            step: nanos(price.step),
+            steps: u64::from(price.steps),
+            finish: nanos(price.finish),
+        };
+        if candidate.work.total() <= most || hinted.total() > most {
+            return;
+        }
+        let doubt = Doubt::Cost(price.key);
+        if self.doubts.refused(doubt, self.now, price.alone()) && self.queue.live_of(price.key) == 0 {
+            (candidate.work, candidate.probe) = (hinted, Some(doubt));
+        }
     }
 }

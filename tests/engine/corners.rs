@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::common::drive::{Drive, MS, PLAIN, bounds, limits, offer, price};
 use crate::common::mock::{Trouble, ask, bits, engine, engine_with, free, idle, output, roomy, troubled};
 use aquatint::engine::{
-    Ending, Failure, Fault, JobId, Limits, Offer, Phase, Price, Progress, Reason, Submission,
+    Bound, Ending, Failure, Fault, JobId, Limits, Offer, Phase, Price, Progress, Reason, Submission,
 };
 
 const TIERS: [(&str, u32); 2] = [("paid", 8), ("free", 2)];
@@ -135,6 +135,32 @@ fn a_shape_that_stays_slow_costs_ever_fewer_jobs_their_deadline() {
     // After 1, 2, 4, 8, 16 and 32 seconds of refusals, of 2,000 submissions.
     assert_eq!(accepted.len(), 6, "{accepted:?}");
     assert!(accepted.iter().all(|(_, id)| drive.ending(*id) == Some(Ending::Expired)));
+}
+
+#[test]
+fn a_shape_that_a_stall_made_look_dearer_than_all_that_may_wait_comes_back() {
+    let mut drive = stalled();
+    let mut limits = limits(&TIERS);
+    limits.classes[0].queue.time = 500 * MS;
+    drive.scheduler.set_limits(limits).unwrap();
+    drive.times = PLAIN;
+    let (begun, mut accepted) = (drive.now, Vec::new());
+    while drive.now < begun + Duration::from_secs(5) {
+        match drive.submit("paid", 1, price(1, 10)) {
+            Ok(job) => accepted.push((drive.now - begun, job.id)),
+            Err(rejected) => assert_eq!(rejected.reason, Reason::QueueFull { bound: Bound::Time }),
+        }
+        assert!(drive.scheduler.queued("paid").unwrap().time <= 500 * MS);
+        let next = drive.now + 50 * MS;
+        drive.run_until(next);
+        drive.now = drive.now.max(next);
+    }
+    drive.run();
+    // By its hints it takes 20.2 ms: one is let in after ten times that, and from there on all.
+    let first = accepted.first().expect("it is locked out").0;
+    assert!(first >= 202 * MS && first <= 300 * MS, "{first:?}");
+    assert!(accepted.len() >= 90, "{}", accepted.len());
+    assert!(accepted.iter().all(|(_, id)| drive.ending(*id) == Some(Ending::Finished)));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::scheduler::Job;
 /// What happened in one class since the engine was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Submissions.
+    /// Submissions, but for those that no price can be told of and those that repeat a key.
     pub submitted: u64,
     /// Submissions that were refused.
     pub rejected: u64,

@@ -220,7 +220,10 @@ fn a_burst_after_an_idle_night_is_told_to_come_back_as_soon_as_one_after_another
 fn no_step_begins_after_a_deadline_that_passed_while_a_checkpoint_was_made() {
     let (engine, control) = engine_with(roomy(), MS);
     let handle = engine
-        .submit(Submission { deadline: Some(400 * MS), ..free(troubled(1, 300, Trouble::SavesFor(600))) })
+        .submit(Submission {
+            deadline: Some(2_000 * MS),
+            ..free(troubled(1, 1_000, Trouble::SavesFor(2_500)))
+        })
         .unwrap();
     assert!(handle.events().any(|news| matches!(news, Progress::Step { done: 5.., .. })));
     let saved = handle.checkpoint().unwrap();

@@ -119,10 +119,11 @@ impl Control {
 
     /// Blocks until a launch stands still.
     pub fn wait_held(&self) {
-        let mut board = self.board();
-        while !board.waiting {
-            board = self.board.1.wait(board).unwrap();
-        }
+        let minute = Duration::from_secs(60);
+        let (board, waited) =
+            self.board.1.wait_timeout_while(self.board(), minute, |board| !board.waiting).unwrap();
+        drop(board);
+        assert!(!waited.timed_out(), "no launch came");
     }
 
     /// Makes this another device than the others of a test.

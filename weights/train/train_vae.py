@@ -60,7 +60,7 @@ def loss_of(network, x):
 
 @torch.no_grad()
 def psnr(network, seed=12345, count=256):
-    """Decibels on random scenes of a fixed seed, about a tenth of them of combinations that no training scene has, pixels rounded
+    """Decibels on random scenes of a fixed seed, about a fifth of them of combinations that no training scene has, pixels rounded
     to bytes; and the latents' deviation."""
     rng = random.Random(seed)
     x = torch.from_numpy(np.stack([scenes.render(scenes.sample(rng, training=False)) for _ in range(count)]))

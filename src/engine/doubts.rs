@@ -42,14 +42,14 @@ const MAX_DOUBLED: u32 = 6;
 const MAX_DOUBTS: usize = 4_096;
 
 impl Doubts {
-    /// A submission that had `wanted` was refused; whether the next one may go as a probe.
-    fn refused(&mut self, doubt: Doubt, now: Duration, wanted: Duration) -> bool {
+    /// A submission that had `wanted` was refused; whether the next one may go as a probe, after `most` at the latest.
+    fn refused(&mut self, doubt: Doubt, now: Duration, wanted: Duration, most: Duration) -> bool {
         if self.0.len() >= MAX_DOUBTS && !self.0.contains_key(&doubt) {
             self.0.clear();
         }
         let doubted = self.0.entry(doubt).or_default();
         let since = *doubted.since.get_or_insert(now);
-        let pause = wanted.saturating_mul(PAUSE << doubted.failed.min(MAX_DOUBLED));
+        let pause = wanted.saturating_mul(PAUSE << doubted.failed.min(MAX_DOUBLED)).min(most);
         now.saturating_sub(since) >= pause
     }
 
@@ -92,7 +92,8 @@ impl Scheduler {
         } else {
             (Doubt::Bias(class), self.queue.live(class))
         };
-        (self.doubts.refused(doubt, self.now, wanted) && live == 0).then_some(doubt)
+        let most = self.limits.retry_horizon;
+        (self.doubts.refused(doubt, self.now, wanted, most) && live == 0).then_some(doubt)
     }
 
     /// Makes a candidate that alone seems to be more than may ever wait a probe at its hinted price, if that fits
@@ -113,7 +114,8 @@ impl Scheduler {
             return;
         }
         let doubt = Doubt::Cost(price.key);
-        if self.doubts.refused(doubt, self.now, price.alone()) && self.queue.live_of(price.key) == 0 {
+        let most = self.limits.retry_horizon;
+        if self.doubts.refused(doubt, self.now, price.alone(), most) && self.queue.live_of(price.key) == 0 {
             (candidate.work, candidate.probe) = (hinted, Some(doubt));
         }
     }

@@ -25,8 +25,8 @@ def scene_of(index):
 
 @torch.no_grad()
 def latents(path, count, work, device):
-    """Latents of scenes 0..count, `[count, 16, 8, 8]` in f16, normalised; made once and kept."""
-    if path.exists():
+    """Latents of scenes 0..count, `[count, 16, 8, 8]` in f16, normalised; made once an autoencoder and kept."""
+    if path.exists() and path.stat().st_mtime >= (work / "vae.pt").stat().st_mtime:
         saved = torch.load(path, weights_only=True)
         if len(saved["latents"]) >= count:
             return saved["latents"][:count], saved["scale"]

@@ -94,6 +94,8 @@ def main():
         step += 1
         if step % 50 == 0:
             log(args.work / "text.jsonl", step=step, seconds=time.time() - started, loss=loss.item(), right=right.item())
+        if step % 500 == 0:
+            save_checkpoint(args.work / "text.pt", state, step)
     save_checkpoint(args.work / "text.pt", state, step)
     print({"step": step, "of": args.steps, "vocabulary": len(tokenizer), "parameters": networks.parameters(encoder)})
 

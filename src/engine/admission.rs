@@ -209,41 +209,39 @@ impl Scheduler {
     }
 
     fn check_bounds(&mut self, class: usize, offer: &Offer, candidate: &Candidate) -> Result<(), Rejected> {
-        let (Some(limits), Some(book)) = (self.limits.classes.get(class), self.books.get_mut(class)) else {
+        for class in 0..self.books.len() {
+            self.keep_places(class);
+        }
+        let others = self.kept_for_others(class);
+        let (Some(limits), Some(rates)) = (self.limits.classes.get(class), self.rates(class)) else {
             return Ok(());
         };
-        let Some(ledger) = self.ledger.classes.get(class) else {
+        let (Some(book), Some(ledger)) = (self.books.get_mut(class), self.ledger.classes.get(class)) else {
             return Ok(());
         };
-        let weights: u64 = self.limits.classes.iter().map(|class| u64::from(class.weight)).sum();
-        let sure = f64::from(limits.weight) / weights.max(1) as f64;
-        let rates = (self.ledger.rate_of(ledger).unwrap_or(sure), sure);
-        // A class may come to get less than it did when it promised: a part of its queue's length stays
-        // free for those who come all the same.
-        let queue = Duration::from_nanos(ledger.queued.work / RESERVE);
-        let ahead = duration(queue.as_secs_f64() / rates.0.max(1e-3));
-        book.advance(self.now, ahead, self.limits.retry_grace);
         let callers = callers(offer);
         let due = callers.clone().find(|caller| book.is_due(self.now, *caller));
-        let (kept, kept_work) = if due.is_some() { (0, 0) } else { book.kept() };
+        let kept = if due.is_some() { (0, 0) } else { book.kept() };
+        let kept_of_all =
+            if due.is_some() { (0, 0) } else { (kept.0 + others.0, kept.1.saturating_add(others.1)) };
         let work = candidate.work.total();
-        let full = [(limits.queue, &ledger.queued, true), (self.limits.queue, &self.ledger.queued, false)]
-            .into_iter()
-            .find_map(|(bounds, queued, own)| {
-                let most = nanos(bounds.time);
-                // However many were told to come back, half the room is newcomers'.
-                let (kept, kept_work) =
-                    if own { (kept.min(bounds.count / 2), kept_work.min(most / 2)) } else { (0, 0) };
-                if queued.count + kept + 1 > bounds.count {
-                    Some((Bound::Count, bounds.count == 0))
-                } else if queued.bytes.saturating_add(candidate.price.bytes) > bounds.bytes {
-                    Some((Bound::Bytes, candidate.price.bytes > bounds.bytes))
-                } else if queued.work.saturating_add(kept_work).saturating_add(work) > most {
-                    Some((Bound::Time, work > most))
-                } else {
-                    None
-                }
-            });
+        let full =
+            [(limits.queue, &ledger.queued, kept), (self.limits.queue, &self.ledger.queued, kept_of_all)]
+                .into_iter()
+                .find_map(|(bounds, queued, (kept, kept_work))| {
+                    let most = nanos(bounds.time);
+                    // However many were told to come back, half the room is newcomers'.
+                    let (kept, kept_work) = (kept.min(bounds.count / 2), kept_work.min(most / 2));
+                    if queued.count + kept + 1 > bounds.count {
+                        Some((Bound::Count, bounds.count == 0))
+                    } else if queued.bytes.saturating_add(candidate.price.bytes) > bounds.bytes {
+                        Some((Bound::Bytes, candidate.price.bytes > bounds.bytes))
+                    } else if queued.work.saturating_add(kept_work).saturating_add(work) > most {
+                        Some((Bound::Time, work > most))
+                    } else {
+                        None
+                    }
+                });
         if let Some(caller) = due {
             book.redeem(caller, full.is_none());
         }
@@ -256,6 +254,38 @@ impl Scheduler {
             .filter(|_| !hopeless)
             .and_then(|caller| book.promise(self.now, caller, work, rates, terms, offer.jitter));
         Err(Rejected { reason: Reason::QueueFull { bound }, retry_after })
+    }
+
+    /// Device time a second that a class gets at present, and that it is sure of by its weight.
+    fn rates(&self, class: usize) -> Option<(f64, f64)> {
+        let weights: u64 = self.limits.classes.iter().map(|class| u64::from(class.weight)).sum();
+        let sure = f64::from(self.limits.classes.get(class)?.weight) / weights.max(1) as f64;
+        Some((self.ledger.rate_of(self.ledger.classes.get(class)?).unwrap_or(sure), sure))
+    }
+
+    /// Keeps the places of a class that are due soon, and gives up those that nobody came for.
+    fn keep_places(&mut self, class: usize) {
+        let (Some((present, _)), Some(ledger)) = (self.rates(class), self.ledger.classes.get(class)) else {
+            return;
+        };
+        // A class may come to get less than it did when it promised: a part of its queue's length stays
+        // free for those who come all the same.
+        let queue = Duration::from_nanos(ledger.queued.work / RESERVE);
+        let ahead = duration(queue.as_secs_f64() / present.max(1e-3));
+        if let Some(book) = self.books.get_mut(class) {
+            book.advance(self.now, ahead, self.limits.retry_grace);
+        }
+    }
+
+    /// Places that the other classes keep, each within half of its own bounds: how many, and their device time.
+    fn kept_for_others(&self, class: usize) -> (usize, u64) {
+        let books =
+            self.books.iter().zip(&self.limits.classes).enumerate().filter(|(index, _)| *index != class);
+        books.fold((0, 0), |(count, work), (_, (book, limits))| {
+            let kept = book.kept();
+            let most = nanos(limits.queue.time) / 2;
+            (count + kept.0.min(limits.queue.count / 2), work.saturating_add(kept.1.min(most)))
+        })
     }
 
     fn accept(

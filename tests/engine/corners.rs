@@ -217,6 +217,35 @@ fn a_burst_after_an_idle_night_is_told_to_come_back_as_soon_as_one_after_another
 }
 
 #[test]
+fn a_place_that_one_class_keeps_is_not_another_classs() {
+    // The bound over all classes is the one that is met.
+    let mut limits = limits(&TIERS);
+    limits.queue = bounds(20);
+    for class in &mut limits.classes {
+        class.queue = bounds(20);
+    }
+    let mut drive = Drive::new(limits);
+    let guest = Offer { retry_key: Some("guest".into()), ..offer("free", 9, price(1, 100)) };
+    let (mut came, mut found) = (0, 0);
+    let mut due = None;
+    // Those who pay push in before every launch, and take whatever is free.
+    while came < 20 {
+        if due.is_none_or(|due| due <= drive.now) {
+            let told = drive.offer("free", 9, &guest);
+            if due.take().is_some() {
+                came += 1;
+                found += usize::from(told.is_ok());
+            }
+            due = told.err().and_then(|rejected| rejected.retry_after).map(|after| drive.now + after);
+        }
+        while drive.submit("paid", 1, price(1, 100)).is_ok() {}
+        drive.tick([]);
+        assert!(drive.land());
+    }
+    assert!(found >= 18, "{found} of {came}");
+}
+
+#[test]
 fn no_step_begins_after_a_deadline_that_passed_while_a_checkpoint_was_made() {
     let (engine, control) = engine_with(roomy(), MS);
     let handle = engine

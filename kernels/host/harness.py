@@ -3,6 +3,7 @@
 import ctypes
 import hashlib
 import mmap
+import os
 import struct
 import subprocess
 import sys
@@ -46,7 +47,8 @@ def library(operation, elem, constants):
     )
     name = hashlib.sha256(text.encode()).hexdigest()[:16]
     if name not in loaded:
-        path = Path(folder.name) / name
+        # Other processes may compile the same.
+        path = Path(folder.name) / f"{name}-{os.getpid()}"
         path.with_suffix(".cpp").write_text(text)
         # The array bounds that are known are checked; an overrun stops the program.
         flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", "-Werror"]

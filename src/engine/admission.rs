@@ -116,7 +116,13 @@ impl Scheduler {
                     }
                     reason.get_or_insert(DegradeReason::Deadline);
                 }
-                _ => return Ok((candidate, reason)),
+                // A probe of what was asked for goes before what would be done instead; of its own key any job is one.
+                _ => {
+                    return Ok(match probe {
+                        Some((probe, reason)) if probe.price.key != price.key => (probe, reason),
+                        _ => (candidate, reason),
+                    });
+                }
             }
         }
         probe.ok_or_else(|| {

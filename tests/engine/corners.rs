@@ -164,6 +164,32 @@ fn a_shape_that_a_stall_made_look_dearer_than_all_that_may_wait_comes_back() {
 }
 
 #[test]
+fn a_way_out_of_a_stall_that_was_agreed_to_is_not_taken_for_ever() {
+    let mut drive = stalled();
+    drive.times = PLAIN;
+    drive.submit("paid", 1, price(2, 20)).unwrap();
+    drive.run();
+    let (mut variants, mut ids) = (Vec::new(), Vec::new());
+    for _ in 0..100 {
+        let deadline = Some(drive.now + 100 * MS);
+        let prices = vec![price(1, 10), price(2, 10)];
+        let accepted =
+            drive.offer("paid", 1, &Offer { deadline, prices, ..offer("paid", 1, price(1, 10)) }).unwrap();
+        variants.push(accepted.variant);
+        ids.push(accepted.id);
+        let next = drive.now + 50 * MS;
+        drive.run_until(next);
+        drive.now = drive.now.max(next);
+    }
+    drive.run();
+    // One gets what it asked for after ten times as long as it has time, and from there on all do.
+    let first = variants.iter().position(|variant| *variant == 0).expect("it stays locked out");
+    assert!((20..=24).contains(&first), "{first}");
+    assert!(variants[first..].iter().all(|variant| *variant == 0), "{variants:?}");
+    assert!(ids.iter().all(|id| drive.ending(*id) == Some(Ending::Finished)));
+}
+
+#[test]
 fn a_class_that_a_stall_made_look_late_comes_back_although_every_deadline_is_tight() {
     let mut drive = Drive::new(limits(&TIERS));
     for _ in 0..200 {

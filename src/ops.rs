@@ -325,10 +325,11 @@ pub fn timestep_embedding(
 ///
 /// * returns `[entries, channels, height, width]` in `dtype`
 pub fn denoise_input(entries: &[(&Slot, f32)], dtype: DType) -> Tensor<4> {
-    if let Some((first, _)) = entries.first() {
-        on_cpu!(first.buffer, denoise::input_cpu(entries, dtype));
-        on_gpu!(gpu::denoise::input(entries, dtype));
+    #[cfg(feature = "cpu")]
+    if entries.first().is_some_and(|(first, _)| cpu::holds(&first.buffer)) {
+        return denoise::input_cpu(entries, dtype);
     }
+    on_gpu!(gpu::denoise::input(entries, dtype));
     denoise::input_reference(entries, dtype)
 }
 

@@ -10,8 +10,8 @@ use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use aquatint::engine::{
-    Bounds, ClassLimits, EngineOptions, Failure, Handle, JobId, Limits, Outcome, PipelineBackend,
-    PipelineEngine, Progress, Reason, Submission,
+    Bounds, ClassLimits, EngineOptions, Failure, Handle, JobId, Limits, PipelineBackend, PipelineEngine,
+    Progress, Reason, Submission,
 };
 use aquatint::{DeviceChoice, LoadOptions, Pipeline, Request};
 use common::Rng;
@@ -131,22 +131,10 @@ impl Load {
         }
     }
 
-    /// Waits for as long as launches come back.
-    fn outcome(&self, handle: &Handle<PipelineBackend>) -> Outcome<PipelineBackend> {
-        let mut launches = self.engine.status().launches;
-        loop {
-            if let Some(outcome) = handle.wait_timeout(PATIENCE) {
-                return outcome;
-            }
-            let before = std::mem::replace(&mut launches, self.engine.status().launches);
-            assert!(launches > before, "job {} hangs", handle.id());
-        }
-    }
-
     /// Every job has one outcome, of a kind that it may have.
     fn settle(&mut self, jobs: Vec<Accepted>) {
         for Accepted { handle, request, cancelled, deadline } in jobs {
-            let ending = match self.outcome(&handle) {
+            let ending = match handle.wait_timeout(PATIENCE).expect("a job hangs") {
                 Ok(done) => {
                     let sides = done.output.images[0].pixels.dimensions();
                     assert_eq!(sides, (request.width.unwrap(), request.height.unwrap()));

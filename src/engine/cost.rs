@@ -80,7 +80,7 @@ const MAX_FITS: usize = 4_096;
 /// not undo what was learnt.
 pub(super) const OUTLIER: f64 = 8.0;
 /// What a doubted line counts beside the next launch.
-const FAINT: f64 = 1e-6;
+const FAINT: f64 = 1e-7;
 
 /// `seconds = fixed + rows * slope`, by least squares over launches that are forgotten exponentially.
 #[derive(Clone, Debug, Default)]
@@ -270,7 +270,7 @@ mod tests {
         assert!((model.launch(Phase::Step, &price(), 4) / slow - 1.0).abs() < 1e-6);
         model.observe(Phase::Step, &price(), 4, 0.02);
         let found = model.launch(Phase::Step, &price(), 4);
-        assert!((found / 0.02 - 1.0).abs() < 0.05, "{found} s, {slow} s before");
+        assert!((found / 0.02 - 1.0).abs() < 0.01, "{found} s, {slow} s before");
     }
 
     #[test]

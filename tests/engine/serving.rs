@@ -130,7 +130,7 @@ fn a_drain_suspends_what_runs_and_resuming_gives_the_same_bits() {
     let begun = Instant::now();
     let status = engine.drain(Duration::from_millis(50));
     // Left alone they take 10 s.
-    assert!(begun.elapsed() < Duration::from_millis(50 + 5 + 1_000), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_millis(50 + 5 + 100), "{:?}", begun.elapsed());
     assert!(matches!(status.mode, Mode::Draining(_)));
     assert!(short.try_take().is_some());
     let (next, _) = engine_with(roomy(), Duration::ZERO);
@@ -396,13 +396,11 @@ fn a_plan_is_corrected_by_what_was_measured() {
     let (engine, _) = engine_with(roomy(), Duration::from_millis(4));
     // The mock's hint says a twentieth of a start and a finish, and a step as it is.
     let before = engine.plan(&ask(1, 10)).unwrap();
-    let begun = Instant::now();
     (0..5).for_each(|name| assert_eq!(output(submit(&engine, ask(name, 10))), bits(name, 10)));
-    let each = begun.elapsed() / 5;
     let after = engine.plan(&ask(1, 10)).unwrap();
     assert_eq!(after.peak_memory, 1_000);
     assert_ne!(before.time, after.time);
-    assert!(after.time >= Duration::from_millis(40) && after.time < 3 * each, "{after:?} for {each:?}");
+    assert!((40..90).contains(&after.time.as_millis()), "{after:?}");
 }
 
 #[test]

@@ -81,13 +81,21 @@ def hopper_ring(constants):
 
 
 def hopper_heads(elem):
-    return [{"HEAD_DIM": dim, "CAUSAL": causal, "DYNAMIC": 1} for dim in (64, 128) for causal in (0, 1)]
+    sizes = (40, 64, 80, 128, 160)
+    return [{"HEAD_DIM": dim, "CAUSAL": causal, "DYNAMIC": 1} for dim in sizes for causal in (0, 1)]
+
+
+def hopper_block(head_dim):
+    """What a block of attention_sm90.cu has: the table in its header."""
+    consumers, keys = (2, 96) if head_dim == 160 else (3, 128)
+    return SimpleNamespace(boxes=-(-head_dim // 64), consumers=consumers, keys=keys, stages=4 if head_dim <= 64 else 2)
 
 
 def hopper_tiles_of_keys(constants):
-    """192 queries, stages of 128 keys and values, three barriers a stage and one, the start's alignment."""
-    row, stages = 2 * constants["HEAD_DIM"], 256 // constants["HEAD_DIM"]
-    return 192 * row + stages * 2 * 128 * row + 8 + stages * 24 + 1024
+    """Boxes of queries, stages of keys and values, three barriers a stage and one, the start's alignment."""
+    block = hopper_block(constants["HEAD_DIM"])
+    rows = 64 * block.consumers + 2 * block.keys * block.stages
+    return 128 * block.boxes * rows + 8 + 24 * block.stages + 1024
 
 
 GEMM = ("common.cuh", "mma.cuh", "gemm.cuh")

@@ -3,29 +3,47 @@
 //
 // q, y: [batch, queries, heads * HEAD_DIM], k, v: [batch, keys, heads * HEAD_DIM], contiguous; f16 or bf16; scores,
 // softmax and sums in f32; the exponentials are rounded before they meet v
-// A block takes QUERIES queries of one head, 64 for each of three warpgroups, and walks the keys in ascending order,
-// KEYS a turn, so that a query's bits depend on its own tile's place alone. One thread of a fourth warpgroup fills a
-// ring of STAGES stages by TMA, each KEYS rows of k and of v. Both products are wgmma: the scores from shared memory,
+// A block takes QUERIES queries of one head, 64 for each of CONSUMERS warpgroups, and walks the keys in ascending
+// order, KEYS a turn, so that a query's bits depend on its own tile's place alone. One thread of a last warpgroup fills
+// a ring of STAGES stages by TMA, each KEYS rows of k and of v. Both products are wgmma: the scores from shared memory,
 // the values with the exponentials in registers. While one warpgroup computes exponentials, the others multiply.
+// A head's channels lie in BOXES boxes of 64, which TMA fills up with zeros: the scores add up whole steps of 16
+// channels, the values' product has HEAD_DIM columns.
 // parts: common.cuh, wgmma.cuh, this file
-// constants: HEAD_DIM, 64 or 128; CAUSAL, 1 where a query sees the keys up to its own place, else 0; DYNAMIC 1
-// launch: 512 threads, batch * heads * ceil(queries / 192) blocks; shared memory of 3 * 64 * HEAD_DIM * 2 +
-//   STAGES * 2 * 128 * HEAD_DIM * 2 + 8 + STAGES * 24 + 1024 bytes, with STAGES 4 at HEAD_DIM 64 and 2 at 128
+// constants: HEAD_DIM, 40, 64, 80, 128 or 160; CAUSAL, 1 where a query sees the keys up to its own place, else 0;
+//   DYNAMIC 1
+//   HEAD_DIM | BOXES CONSUMERS KEYS STAGES
+//   40, 64   | 1     3         128  4
+//   80, 128  | 2     3         128  2
+//   160      | 3     2         96   2
+// launch: 128 * (1 + CONSUMERS) threads, batch * heads * ceil(queries / (64 * CONSUMERS)) blocks; shared memory of
+//   128 * BOXES * (64 * CONSUMERS + 2 * KEYS * STAGES) + 8 + 24 * STAGES + 1024 bytes
 // limits: scale > 0; queries, keys >= 1 and < 2^31 - 256; buffers start at multiples of 16 bytes; fewer than 2^31
 //   blocks
-// tensor maps q, k, v: rank 3, sizes [heads * HEAD_DIM, queries or keys, batch] from the innermost, pitches without
-//   gaps, boxes [64, 64, 1] of q and [64, 128, 1] of k and v, swizzle 128 bytes, no interleave, zeros outside
+// tensor maps q, k, v: rank 4, sizes [HEAD_DIM, heads, queries or keys, batch] from the innermost, pitches without
+//   gaps, boxes [64, 1, 64, 1] of q and [64, 1, KEYS, 1] of k and v, swizzle 128 bytes, no interleave, zeros outside
 // parameters: u32 queries, u32 keys, u32 heads, float scale
 // reference: ops::attention::reference; proof: ../host/cases/attention_sm90.py
 // Has never run on a GPU, and nothing launches it.
 
+// A launch gives every thread LAUNCHED of 65536 registers; the producer leaves most of its own to the consumers.
+#if HEAD_DIM == 160
+#define CONSUMERS 2
+#define KEYS 96
+#define OF_CONSUMER 240
+#else
 #define CONSUMERS 3
-#define THREADS ((1 + CONSUMERS) * WARPGROUP)
-#define QUERIES (CONSUMERS * 64)
 #define KEYS 128
-#define STAGES (256 / HEAD_DIM)
-// A head's channels in boxes of 64, 128 bytes a row.
-#define BOXES (HEAD_DIM / 64)
+#define OF_CONSUMER 160
+#endif
+#define OF_PRODUCER 24
+#define STAGES (HEAD_DIM <= 64 ? 4 : 2)
+#define THREADS ((1 + CONSUMERS) * WARPGROUP)
+#define LAUNCHED (65536 / THREADS / 8 * 8)
+#define QUERIES (CONSUMERS * 64)
+// A head's channels in boxes of 64, 128 bytes a row, and in steps of 16 for q · kᵀ.
+#define BOXES ((HEAD_DIM + 63) / 64)
+#define STEPS ((HEAD_DIM + 15) / 16)
 #define QUERY_BOX_BYTES (64 * 128)
 #define KEY_BOX_BYTES (KEYS * 128)
 #define QUERY_BYTES (CONSUMERS * BOXES * QUERY_BOX_BYTES)
@@ -34,10 +52,7 @@
 #define BARRIERS_AT (QUERY_BYTES + STAGES * 2 * TILE_BYTES)
 #define SHARED_BYTES (BARRIERS_AT + 8 + STAGES * 24)
 
-// Of 65536 registers, a launch gives every thread 128; the producer leaves most of its own to the consumers.
-#define OF_PRODUCER 24
-#define OF_CONSUMER 160
-static_assert(OF_PRODUCER + CONSUMERS * OF_CONSUMER <= 65536 / WARPGROUP, "registers after the exchange");
+static_assert(OF_PRODUCER + CONSUMERS * OF_CONSUMER <= (1 + CONSUMERS) * LAUNCHED, "registers after the exchange");
 static_assert(SHARED_BYTES + PATTERN_BYTES <= 227 * 1024, "shared memory");
 
 #define LOG2_E 1.44269504f
@@ -92,12 +107,11 @@ struct Memory {
 
 INLINE void produce(const Memory& memory, const Place& place, const TensorMap* q, const TensorMap* k,
                     const TensorMap* v) {
-  u32 channel = place.head * HEAD_DIM;
   barrier_arrive_expecting(memory.queries, QUERY_BYTES);
 #pragma unroll
   for (u32 i = 0; i < CONSUMERS * BOXES; ++i) {
     load_box(memory.start + i * QUERY_BOX_BYTES, q, memory.queries, place.batch, place.first_query + i / BOXES * 64,
-             channel + i % BOXES * 64);
+             place.head, i % BOXES * 64);
   }
   u32 stage = 0, parity = 0;
 #pragma unroll 1
@@ -107,14 +121,14 @@ INLINE void produce(const Memory& memory, const Place& place, const TensorMap* q
     barrier_arrive_expecting(memory.full_k + stage, TILE_BYTES);
 #pragma unroll
     for (u32 i = 0; i < BOXES; ++i) {
-      load_box(memory.keys(stage) + i * KEY_BOX_BYTES, k, memory.full_k + stage, place.batch, turn * KEYS,
-               channel + i * 64);
+      load_box(memory.keys(stage) + i * KEY_BOX_BYTES, k, memory.full_k + stage, place.batch, turn * KEYS, place.head,
+               i * 64);
     }
     barrier_arrive_expecting(memory.full_v + stage, TILE_BYTES);
 #pragma unroll
     for (u32 i = 0; i < BOXES; ++i) {
-      load_box(memory.values(stage) + i * KEY_BOX_BYTES, v, memory.full_v + stage, place.batch, turn * KEYS,
-               channel + i * 64);
+      load_box(memory.values(stage) + i * KEY_BOX_BYTES, v, memory.full_v + stage, place.batch, turn * KEYS, place.head,
+               i * 64);
     }
     if (++stage == STAGES) {
       stage = 0;
@@ -130,7 +144,7 @@ INLINE constexpr u32 half_of(u32 i) { return i / 2 % 2; }
 INLINE void multiply_keys(float (&scores)[KEYS / 2], u64 queries, u64 keys) {
   products_begin();
 #pragma unroll
-  for (u32 step = 0; step < HEAD_DIM / 16; ++step) {
+  for (u32 step = 0; step < STEPS; ++step) {
     u32 box = step / 4, columns = 2 * (step % 4);
     multiply_matrices(scores, queries + box * (QUERY_BOX_BYTES >> 4) + columns,
                       keys + box * (KEY_BOX_BYTES >> 4) + columns, step);
@@ -194,7 +208,7 @@ INLINE void exponentials(float (&scores)[KEYS / 2], Softmax& softmax, float (&su
   for (u32 i = 0; i < HEAD_DIM / 2; ++i) sums[i] *= correction[half_of(i)];
 }
 
-// From the lanes' pairs to 8 neighbours a lane, so that 4 lanes write 64 bytes of a row.
+// From the lanes' pairs to 8 neighbours a lane, so that 4 lanes write 64 bytes of a row; what is left, in pairs.
 INLINE void write(elem* y, const float (&sums)[HEAD_DIM / 2], const Softmax& softmax, const Params& params,
                   const Place& place, u32 query) {
   u32 lane = threadIdx.x % 32;
@@ -206,14 +220,19 @@ INLINE void write(elem* y, const float (&sums)[HEAD_DIM / 2], const Softmax& sof
     total += __shfl_xor_sync(ALL_LANES, total, 2);
     float share = __fdividef(1.0f, total);
     u32 row = query + 8 * half;
-    elem* to = y + (size_t(place.batch) * params.queries + row) * pitch + place.head * HEAD_DIM + lane % 4 * 8;
+    elem* to = y + (size_t(place.batch) * params.queries + row) * pitch + place.head * HEAD_DIM;
 #pragma unroll
     for (u32 i = 0; i < HEAD_DIM / 32; ++i) {
       float values[8];
 #pragma unroll
       for (u32 j = 0; j < 8; ++j) values[j] = sums[16 * i + j / 2 * 4 + 2 * half + j % 2] * share;
       transpose_pairs(values, lane);
-      if (row < params.queries) store<8>(to + 32 * i, from_f32(values));
+      if (row < params.queries) store<8>(to + 32 * i + lane % 4 * 8, from_f32(values));
+    }
+#pragma unroll
+    for (u32 i = HEAD_DIM / 32 * 4; i < HEAD_DIM / 8; ++i) {
+      float two[2] = {sums[4 * i + 2 * half] * share, sums[4 * i + 2 * half + 1] * share};
+      if (row < params.queries) store<2>(to + 8 * i + lane % 4 * 2, from_f32(two));
     }
   }
 }

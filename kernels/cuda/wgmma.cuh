@@ -81,7 +81,8 @@ INLINE void prefetch_map(const TensorMap* map) {
 }
 
 // Copies the box whose first element is (row, column) in the background, with zeros outside of the matrix, and
-// reports the whole box's bytes to the barrier. The second is for one matrix of many.
+// reports the whole box's bytes to the barrier, the zeros among them. The second is for one matrix of many, the third
+// for one head's part of its rows: columns beyond that part are outside as well, though the next head's lie there.
 INLINE void load_box(void* to, const TensorMap* map, u64* barrier, u32 row, u32 column) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
@@ -95,6 +96,14 @@ INLINE void load_box(void* to, const TensorMap* map, u64* barrier, u32 matrix, u
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
       "[%1, {%2, %3, %4}], [%5];" ::"r"(shared_address(to)),
       "l"(map), "r"(column), "r"(row), "r"(matrix), "r"(shared_address(barrier))
+      : "memory");
+}
+
+INLINE void load_box(void* to, const TensorMap* map, u64* barrier, u32 matrix, u32 row, u32 head, u32 column) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%2, %3, %4, %5}], [%6];" ::"r"(shared_address(to)),
+      "l"(map), "r"(column), "r"(head), "r"(row), "r"(matrix), "r"(shared_address(barrier))
       : "memory");
 }
 
@@ -144,17 +153,28 @@ INLINE void products_finished(float (&sums)[N]) {
 #else
 #define WGMMA_TYPES "f32.bf16.bf16"
 #endif
-// Operands: ten registers' names, from the tens' digits; 8 sums, from the first.
-#define NAMES(tens)                                                                                          \
+// Operands: ten registers' names, from the tens' digits, before others or at a list's end; sums, from the first.
+#define LAST_NAMES(tens)                                                                                     \
   "%" #tens "0, %" #tens "1, %" #tens "2, %" #tens "3, %" #tens "4, %" #tens "5, %" #tens "6, %" #tens "7, " \
-  "%" #tens "8, %" #tens "9, "
-#define SUMS_8(i)                                                                                   \
-  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), \
-      "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7])
-#define SUMS_32(i) SUMS_8(i), SUMS_8(i + 8), SUMS_8(i + 16), SUMS_8(i + 24)
+  "%" #tens "8, %" #tens "9"
+#define NAMES(tens) LAST_NAMES(tens) ", "
+#define SUMS_4(i) "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3])
+#define SUMS_16(i) SUMS_4(i), SUMS_4(i + 4), SUMS_4(i + 8), SUMS_4(i + 12)
+#define SUMS_32(i) SUMS_16(i), SUMS_16(i + 16)
 
 // sums = a bT (+ sums, where `add` is not 0) for 16 columns of a [64, 16] and b [N, 16], N twice the sums' count, in
 // the background. Of a group's products, each takes the sums that the one before left.
+INLINE void multiply_matrices(float (&sums)[48], u64 a, u64 b, u32 add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred add;\n"
+      "setp.ne.b32 add, %50, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n96k16." WGMMA_TYPES " {" NAMES() NAMES(1) NAMES(2) NAMES(3)
+      "%40, %41, %42, %43, %44, %45, %46, %47}, %48, %49, add, 1, 1, 0, 0;\n"
+      "}"
+      : SUMS_32(0), SUMS_16(32)
+      : "l"(a), "l"(b), "r"(add));
+}
 INLINE void multiply_matrices(float (&sums)[64], u64 a, u64 b, u32 add) {
   asm volatile(
       "{\n"
@@ -181,16 +201,34 @@ INLINE void multiply_matrices(float (&sums)[128], u64 a, u64 b, u32 add) {
 
 // sums += a b for b [16, N] by rows and a [64, 16] in registers (PTX ISA, "Matrix Fragments for
 // wgmma.mma_async.m64nNk16"): a[r] has row 16 warp + group + 8 (r % 2), columns 2 pair + 8 (r / 2) and the next.
+INLINE void multiply_rows(float (&sums)[20], const u32 (&a)[4], u64 b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n40k16." WGMMA_TYPES " {" NAMES() LAST_NAMES(1)
+               "}, {%20, %21, %22, %23}, %24, 1, 1, 1, 1;"
+               : SUMS_16(0), SUMS_4(16)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
 INLINE void multiply_rows(float (&sums)[32], const u32 (&a)[4], u64 b) {
   asm volatile("wgmma.mma_async.sync.aligned.m64n64k16." WGMMA_TYPES " {" NAMES() NAMES(1) NAMES(2)
                "%30, %31}, {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
                : SUMS_32(0)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
+INLINE void multiply_rows(float (&sums)[40], const u32 (&a)[4], u64 b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n80k16." WGMMA_TYPES " {" NAMES() NAMES(1) NAMES(2) LAST_NAMES(3)
+               "}, {%40, %41, %42, %43}, %44, 1, 1, 1, 1;"
+               : SUMS_32(0), SUMS_4(32), SUMS_4(36)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
 INLINE void multiply_rows(float (&sums)[64], const u32 (&a)[4], u64 b) {
   asm volatile("wgmma.mma_async.sync.aligned.m64n128k16." WGMMA_TYPES " {" NAMES() NAMES(1) NAMES(2) NAMES(3) NAMES(4)
                NAMES(5) "%60, %61, %62, %63}, {%64, %65, %66, %67}, %68, 1, 1, 1, 1;"
                : SUMS_32(0), SUMS_32(32)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+INLINE void multiply_rows(float (&sums)[80], const u32 (&a)[4], u64 b) {
+  asm volatile("wgmma.mma_async.sync.aligned.m64n160k16." WGMMA_TYPES " {" NAMES() NAMES(1) NAMES(2) NAMES(3) NAMES(4)
+               NAMES(5) NAMES(6) LAST_NAMES(7) "}, {%80, %81, %82, %83}, %84, 1, 1, 1, 1;"
+               : SUMS_32(0), SUMS_32(32), SUMS_16(64)
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
@@ -208,7 +246,7 @@ INLINE u64 describe_matrix(const void* box) {
 }
 
 // The same for the second factor of products by rows, [16, N]: N in boxes of 64, BOX_BYTES apart, of which bits 16-29
-// tell. The next 16 rows are 2048 bytes further, 128 in these units.
+// tell; the last may hold more columns than N. The next 16 rows are 2048 bytes further, 128 in these units.
 template <u32 BOX_BYTES>
 INLINE u64 describe_rows(const void* box) {
   return u64((shared_address(box) & 0x3ffff) >> 4) | u64(BOX_BYTES >> 4) << 16 | u64(1024 >> 4) << 32 | u64(1) << 62;

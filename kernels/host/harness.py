@@ -101,8 +101,8 @@ def tensor_map(address, array, box, swizzle, corners=(0, 0, 0, 0), steps=(0, 0))
     shape = (1,) * (4 - array.ndim) + array.shape
     sizes = shape[::-1]
     pitches = [2 * int(np.prod(sizes[:i])) for i in (1, 2, 3)]
-    box = ((1, 1) + box)[-3:][::-1]
-    packed = struct.pack("<8Q4I6i24x", address, *sizes, *pitches, *box, swizzle, *corners, *steps)
+    box = ((1, 1, 1) + box)[-4:][::-1]
+    packed = struct.pack("<8Q6I6i16x", address, *sizes, *pitches, *box, swizzle, array.ndim, *corners, *steps)
     return ctypes.create_string_buffer(packed, len(packed))
 
 

@@ -22,16 +22,18 @@ struct Barrier {
   bool shown;
 };
 
-// What a CUtensorMap tells, innermost first: the sizes and pitches of a tensor of 16-bit elements; the box, or for
-// im2col the channels and the pixels of a column, the corners of the bounding box and the steps, of x and y.
+// What a CUtensorMap tells, innermost first: the sizes and pitches of a tensor of 16-bit elements, sizes 1 beyond its
+// rank; the box, or for im2col the channels and the pixels of a column, the corners of the bounding box and the steps,
+// of x and y.
 struct alignas(64) TensorMap {
   const unsigned char* base;
   uint64_t sizes[4];
   uint64_t strides[3];
-  u32 box[3];
+  u32 box[4];
   u32 swizzle;
+  u32 rank;
   int lower[2], upper[2], step[2];
-  u32 unused[6];
+  u32 unused[4];
 };
 static_assert(sizeof(TensorMap) == 128, "the size of a CUtensorMap");
 
@@ -156,9 +158,10 @@ inline void deliver(const Load& load) {
   if (load.im2col) {
     deliver_pixels(load);
   } else {
-    for (u32 i = 0; i < map.box[1] * map.box[2]; ++i) {
+    for (u32 i = 0; i < map.box[1] * map.box[2] * map.box[3]; ++i) {
+      long long place[3] = {i % map.box[1], i / map.box[1] % map.box[2], i / map.box[1] / map.box[2]};
       deliver_row(map, load.to + i * 2 * map.box[0],
-                  {load.at[0], load.at[1] + (long long)(i % map.box[1]), load.at[2] + (long long)(i / map.box[1]), 0});
+                  {load.at[0], load.at[1] + place[0], load.at[2] + place[1], load.at[3] + place[2]});
     }
   }
   Barrier& barrier = barrier_at(load.barrier);
@@ -237,7 +240,7 @@ inline void issue(const Load& load) {
   if (load.to % 128 != 0) fail("a box not aligned to 128");
   if (2 * map.box[0] != map.swizzle) fail("a box whose rows are not as wide as the swizzle");
   bool aligned = uintptr_t(map.base) % 16 == 0 && (map.strides[0] | map.strides[1] | map.strides[2]) % 16 == 0;
-  if (map.box[1] > 256 || map.box[2] > 256 || !aligned) fail("a bad tensor map");
+  if (std::max({map.box[1], map.box[2], map.box[3]}) > 256 || !aligned) fail("a bad tensor map");
   if (!barrier_at(load.barrier).shown) fail("a barrier that TMA cannot see");
   shared_byte(load.to, load.bytes);
   for (const WarpProducts& warp : hopper.warps) {
@@ -253,18 +256,27 @@ inline void issue(const Load& load) {
   }
 }
 
+// The instruction's dimensions are the map's.
+inline void issue_box(void* to, const TensorMap* map, void* barrier, u32 rank, const int (&at)[4]) {
+  if (map->rank != rank) fail("a box of another rank than its map's");
+  u32 bytes = 2 * map->box[0] * map->box[1] * map->box[2] * map->box[3];
+  issue({shared_offset(to), shared_offset(barrier), bytes, *map, {at[0], at[1], at[2], at[3]}, false, {}});
+}
+
 }  // namespace device
+
+inline void load_box(void* to, const TensorMap* map, unsigned long long* barrier, unsigned row, unsigned column) {
+  device::issue_box(to, map, barrier, 2, {int(column), int(row), 0, 0});
+}
 
 inline void load_box(void* to, const TensorMap* map, unsigned long long* barrier, unsigned matrix, unsigned row,
                      unsigned column) {
-  unsigned bytes = 2 * map->box[0] * map->box[1] * map->box[2];
-  device::issue({shared_address(to), shared_address(barrier), bytes, *map, {int(column), int(row), int(matrix), 0},
-                 false, {}});
+  device::issue_box(to, map, barrier, 3, {int(column), int(row), int(matrix), 0});
 }
 
-inline void load_box(void* to, const TensorMap* map, unsigned long long* barrier, unsigned row, unsigned column) {
-  if (map->sizes[2] != 1) device::fail("a box of one matrix of many");
-  load_box(to, map, barrier, 0, row, column);
+inline void load_box(void* to, const TensorMap* map, unsigned long long* barrier, unsigned matrix, unsigned row,
+                     unsigned head, unsigned column) {
+  device::issue_box(to, map, barrier, 4, {int(column), int(head), int(row), int(matrix)});
 }
 
 inline void load_pixels(void* to, const TensorMap* map, unsigned long long* barrier, unsigned picture, int y, int x,

@@ -4,7 +4,7 @@ import struct
 
 from cases.attention import inputs, judge
 from harness import HOPPER_SCHEDULES, dtype, run
-from variants import OPERATIONS
+from variants import OPERATIONS, hopper_block
 
 
 def attention(elem, batch, queries, keys, heads, head_dim, causal, outliers):
@@ -12,12 +12,16 @@ def attention(elem, batch, queries, keys, heads, head_dim, causal, outliers):
     constants = {"HEAD_DIM": head_dim, "CAUSAL": causal, "DYNAMIC": 1}
     assert constants in OPERATIONS["attention_sm90"].variants(elem), "a variant that is not compiled"
 
+    block = hopper_block(head_dim)
+    boxes = [((1, rows, 1, 64), 128) for rows in (64, block.keys, block.keys)]
+
     def launch(q, k, v, schedules):
-        batch = len(q)
+        tiles = len(q) * heads * -(-queries // (64 * block.consumers))
         (y,) = run(
-            "attention_sm90", elem, constants, "attention_sm90", [q, k, v], [(q.shape, dtype(elem))],
-            struct.pack("<3If", queries, keys, heads, head_dim**-0.5), batch * heads * -(-queries // 192), 512,
-            schedules, (((1, 64, 64), 128), ((1, 128, 64), 128), ((1, 128, 64), 128)),
+            "attention_sm90", elem, constants, "attention_sm90",
+            [a.reshape(*a.shape[:2], heads, head_dim) for a in (q, k, v)], [(q.shape, dtype(elem))],
+            struct.pack("<3If", queries, keys, heads, head_dim**-0.5), tiles, 128 * (1 + block.consumers),
+            schedules, boxes,
         )
         return y
 
@@ -39,6 +43,17 @@ def cases():
         (2, 193, 300, 2, 128, 0, 1),
         (1, 64, 128, 1, 128, 0, 0),
         (1, 333, 333, 1, 128, 1, 0),
+        (1, 1, 1, 2, 40, 0, 0),
+        (2, 195, 77, 3, 40, 0, 1),
+        (1, 200, 700, 1, 40, 0, 0),
+        (1, 260, 260, 2, 40, 1, 1),
+        (1, 1, 1, 2, 80, 0, 0),
+        (2, 193, 300, 2, 80, 0, 1),
+        (1, 333, 333, 2, 80, 1, 0),
+        (1, 1, 1, 2, 160, 0, 0),
+        (2, 130, 301, 2, 160, 0, 1),
+        (1, 64, 96, 1, 160, 0, 0),
+        (1, 275, 275, 2, 160, 1, 0),
     )
     for elem in OPERATIONS["attention_sm90"].elems:
         for shape in shapes:

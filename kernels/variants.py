@@ -161,9 +161,13 @@ def planned(operation=None, entry=None):
 
 
 def variant(call, plan):
-    """The constants of a launch as they are listed here; its text must be the one that is compiled here."""
+    """The constants of a launch as they are listed here; its text must be the one that is compiled here, its memory what
+    the kernel asks for."""
     found = [v for v in OPERATIONS[call.operation].variants(call.elem) if v == plan["constants"]]
     assert found, f"no variant of {call.operation} {call.elem} is {label(plan['constants'])}"
     text = plan["prelude"] + "".join((CUDA / part).read_text() for part in plan["parts"])
     assert text == source(call.operation, call.elem, found[0]), f"another text for {call.operation} {call.elem}"
+    memory = OPERATIONS[call.operation].memory_of(found[0]) or 0
+    launched = plan.get("shared_bytes", 0)
+    assert launched == memory, f"{launched} bytes of shared memory launched for {call.operation}, {memory} needed"
     return found[0]

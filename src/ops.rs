@@ -8,7 +8,8 @@
 //! size, the other rows, the thread count or timing. Sums are taken in f32 or f64.
 //!
 //! CUDA runs the references, whose matrix products burn chooses by timing, unless the environment has
-//! `AQUATINT_CUDA_KERNELS=1` when the first operation on CUDA is computed: no GPU has run the CUDA kernels yet.
+//! `AQUATINT_CUDA_KERNELS` (`1`, or `client` for those that are launched through cubecl's client) when the first
+//! operation on CUDA is computed: no GPU has run the CUDA kernels yet.
 
 mod activation;
 mod attention;

@@ -453,8 +453,8 @@ mod on_gpu {
         // No other thread is there yet that could read it.
         #[cfg(feature = "cuda")]
         #[allow(unsafe_code, reason = "the library reads this when the first operation is computed")]
-        unsafe {
-            std::env::set_var("AQUATINT_CUDA_KERNELS", "1");
+        if std::env::var_os("AQUATINT_CUDA_KERNELS").is_none() {
+            unsafe { std::env::set_var("AQUATINT_CUDA_KERNELS", "1") };
         }
         let mut arguments = Arguments::from_args();
         // Launches are counted for the whole process.

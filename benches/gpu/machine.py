@@ -85,7 +85,7 @@ def link_nvrtc(folder):
 
 def environment(work):
     """Variables under which our programs find NVRTC, CUDA's headers and a Vulkan driver."""
-    variables = {"AQUATINT_CUDA_KERNELS": "1", "AQUATINT_SD15": str(work / "sd15")}
+    variables = {"AQUATINT_CUDA_KERNELS": os.environ.get("AQUATINT_CUDA_KERNELS", "1"), "AQUATINT_SD15": str(work / "sd15")}
     libraries = [str(folder / "lib") for folder in wheels()]
     folder = toolkit()
     if folder:

@@ -24,7 +24,7 @@
 //   gaps, boxes [64, 1, 64, 1] of q and [64, 1, KEYS, 1] of k and v, swizzle 128 bytes, no interleave, zeros outside
 // parameters: u32 queries, u32 keys, u32 heads, float scale
 // reference: ops::attention::reference; proof: ../host/cases/attention_sm90.py
-// Has never run on a GPU, and nothing launches it.
+// Has never run on a GPU; launched on compute capability 9.0, where the environment has AQUATINT_CUDA_KERNELS alone.
 
 // A launch gives every thread LAUNCHED of 65536 registers; the producer leaves most of its own to the consumers.
 #if HEAD_DIM == 160

@@ -13,7 +13,7 @@
 // parameters: u32 rows, u32 outputs, u32 inputs, u32 has_bias, u32 has_residual, u32 unused. Where there is none, its
 //   buffer is not read: any will do.
 // reference: ops::linear::reference; proof: ../host/cases/matmul_sm90.py
-// Has never run on a GPU, and nothing launches it.
+// Has never run on a GPU; launched on compute capability 9.0, where the environment has AQUATINT_CUDA_KERNELS alone.
 
 struct Params {
   u32 rows;

@@ -92,17 +92,18 @@ class Buffer:
             libc.mprotect(guard, PAGE, 3)
 
 
-def tensor_map(address, array, box, swizzle, corners=(0, 0, 0, 0), steps=(0, 0)):
-    """The TensorMap of hopper.hpp for a tensor of 16-bit elements.
-
-    * `box`: its size, as many dimensions as the array; for im2col (pixels, channels)
-    * `corners`: for im2col the lower one and the upper one, x before y; `steps` so as well
-    """
-    shape = (1,) * (4 - array.ndim) + array.shape
-    sizes = shape[::-1]
-    pitches = [2 * int(np.prod(sizes[:i])) for i in (1, 2, 3)]
-    box = ((1, 1, 1) + box)[-4:][::-1]
-    packed = struct.pack("<8Q6I6i16x", address, *sizes, *pitches, *box, swizzle, array.ndim, *corners, *steps)
+def tensor_map(address, array, planned):
+    """The TensorMap of hopper.hpp for a tensor of 16-bit elements, of a launch's plan."""
+    sizes, pitches = planned["sizes"], planned["pitches"]
+    assert int(np.prod(sizes)) == array.size and array.itemsize == 2, "a tensor map of another tensor"
+    pixels = planned.get("pixels")
+    box = planned["box"] if pixels is None else [pixels["channels"], pixels["count"]]
+    further = [2 * array.size] * (3 - len(pitches))
+    corners = (0, 0, 0, 0, 0, 0) if pixels is None else (*pixels["lower"], *pixels["upper"], *pixels["steps"])
+    packed = struct.pack(
+        "<8Q6I6i16x", address, *sizes, *[1] * (4 - len(sizes)), *pitches, *further, *box, *[1] * (4 - len(box)),
+        planned["swizzle"], len(sizes), *corners,
+    )
     return ctypes.create_string_buffer(packed, len(packed))
 
 
@@ -120,7 +121,7 @@ def run(operation, elem, constants, entry, arrays, outputs, params, blocks, thre
     """Runs `entry` under every schedule, whose bits must agree.
 
     * `arrays`: the inputs; `outputs`: shapes and dtypes, which follow them
-    * `maps`: the first inputs reach the kernel as tensor maps, see `tensor_map`
+    * `maps`: the first inputs reach the kernel as tensor maps, as they are planned
     * returns the outputs
     """
     code = library(operation, elem, constants)
@@ -134,7 +135,7 @@ def run(operation, elem, constants, entry, arrays, outputs, params, blocks, thre
             # NaN in every dtype, so that an element that is never written shows.
             size = int(np.prod(shape)) * np.dtype(dtype).itemsize
             buffers.append(Buffer(np.frombuffer(b"\xff" * size, dtype).reshape(shape)))
-        descriptions = [tensor_map(b.address, a, *m) for b, a, m in zip(buffers, arrays, maps)]
+        descriptions = [tensor_map(b.address, a, m) for b, a, m in zip(buffers, arrays, maps)]
         addresses = [ctypes.addressof(text) for text in descriptions]
         addresses += [buffer.address for buffer in buffers[len(maps) :]]
         pointers = (ctypes.c_void_p * len(buffers))(*addresses)
@@ -154,17 +155,20 @@ def run(operation, elem, constants, entry, arrays, outputs, params, blocks, thre
     return agreed
 
 
-def launch(call, plan, arrays, outputs, params=None, schedules=SCHEDULES):
+def launch(call, plan, arrays, outputs, params=None, constants=None, schedules=None):
     """Runs a launch that the crate has planned, under every schedule.
 
-    * `params`: words in the place of the plan's
+    * `params`: words in the place of the plan's; `constants`: some, in the place of the plan's
     """
-    constants = variant(call, plan)
+    constants = {**variant(call, plan), **(constants or {})}
+    assert constants in OPERATIONS[call.operation].variants(call.elem), "a variant that is not compiled"
     assert plan["blocks"][1:] == [1, 1], "blocks in one direction"
     words = plan["params"] if params is None else params
+    maps = plan.get("maps", ())
     return run(
         call.operation, call.elem, constants, plan["entry"], arrays, outputs,
-        struct.pack(f"<{len(words)}I", *words), plan["blocks"][0], plan["threads"], schedules,
+        struct.pack(f"<{len(words)}I", *words), plan["blocks"][0], plan["threads"],
+        schedules or (HOPPER_SCHEDULES if maps else SCHEDULES), maps,
     )
 
 

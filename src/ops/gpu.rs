@@ -6,16 +6,21 @@
 //! and the tensors' buffers to the device.
 //!
 //! The CUDA kernels have never run on a GPU: they are left alone, and burn's own operations run, unless the
-//! environment has `AQUATINT_CUDA_KERNELS=1` when the first operation on CUDA is computed.
+//! environment has `AQUATINT_CUDA_KERNELS` when the first operation on CUDA is computed: `1` for all of them, `client`
+//! for those alone that are launched through cubecl's client. The others need more shared memory than such a launch
+//! has, and go to a stream of our own (`own_stream.rs`), on compute capability 9.0.
 
 pub(crate) mod activation;
 pub(crate) mod attention;
 pub(crate) mod conv2d;
 pub(crate) mod denoise;
 pub(crate) mod group_norm;
+pub(crate) mod hopper;
 pub(crate) mod layer_norm;
 pub(crate) mod matmul;
 pub(crate) mod modulate;
+#[cfg(feature = "cuda")]
+mod own_stream;
 pub(crate) mod plan;
 #[cfg(test)]
 mod proof;
@@ -24,6 +29,7 @@ pub(crate) mod rope;
 pub(crate) mod upsample;
 
 use std::any::Any;
+use std::ffi::OsStr;
 use std::sync::LazyLock;
 
 use burn::backend::{BackendTypes, DispatchDevice};
@@ -31,18 +37,40 @@ use burn::tensor::{DType, Shape, Tensor};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{Cube, CubeDevice};
+use cubecl::features::Tma;
 use cubecl::ir::attributes::BufferIOAttr;
 use cubecl::ir::metadata::Info;
-use cubecl::ir::{ElemType, UIntKind};
+use cubecl::ir::{DeviceProperties, ElemType, FloatKind, UIntKind};
 use cubecl::prelude::*;
-use cubecl::server::{KernelArguments, MetadataBindingInfo};
+use cubecl::server::{KernelArguments, KernelResource, MetadataBindingInfo, TensorMapBinding, TensorMapMeta};
+use cubecl::zspace::metadata::Metadata;
 use cubecl::{CubeKernel, PrecompiledSource};
 
+use hopper::{Boxes, Hopper, TensorMap};
 use plan::{Language, Plan, Source, Target};
 
-/// Whether CUDA kernels are launched.
-static CUDA_KERNELS: LazyLock<bool> =
-    LazyLock::new(|| std::env::var_os("AQUATINT_CUDA_KERNELS").is_some_and(|value| value == "1"));
+/// Which CUDA kernels are launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum CudaKernels {
+    None,
+    /// Those that cubecl's client launches.
+    Client,
+    All,
+}
+
+impl CudaKernels {
+    /// What a value of `AQUATINT_CUDA_KERNELS` asks for.
+    fn asked(value: Option<&OsStr>) -> Self {
+        match value.and_then(OsStr::to_str) {
+            Some("1") => Self::All,
+            Some("client") => Self::Client,
+            _ => Self::None,
+        }
+    }
+}
+
+static CUDA_KERNELS: LazyLock<CudaKernels> =
+    LazyLock::new(|| CudaKernels::asked(std::env::var_os("AQUATINT_CUDA_KERNELS").as_deref()));
 
 impl Target {
     /// `None` where `x` lives on a device, or in a dtype, that no kernel is written for.
@@ -50,9 +78,11 @@ impl Target {
         // Where an application turns burn's fusion on, tensors are promises that its own compiler has to keep.
         let plain =
             <dyn Any>::is::<Option<CubeTensor>>(&None::<<Cube as BackendTypes>::FloatTensorPrimitive>);
-        let language = match x.device().as_dispatch() {
-            DispatchDevice::Cube(CubeDevice::Wgpu(_)) => Language::Wgsl,
-            DispatchDevice::Cube(CubeDevice::Cuda(_)) if *CUDA_KERNELS => Language::Cuda,
+        let (language, hopper) = match x.device().as_dispatch() {
+            DispatchDevice::Cube(CubeDevice::Wgpu(_)) => (Language::Wgsl, None),
+            DispatchDevice::Cube(device @ CubeDevice::Cuda(_)) if *CUDA_KERNELS != CudaKernels::None => {
+                (Language::Cuda, hopper(device.client().properties()))
+            }
             _ => return None,
         };
         let elem = x.dtype();
@@ -61,8 +91,16 @@ impl Target {
             DType::BF16 => language == Language::Cuda,
             _ => false,
         };
-        (plain && written).then_some(Self { language, elem })
+        (plain && written).then_some(Self { language, elem, hopper })
     }
+}
+
+/// What plans ask of a device of compute capability 9.0.
+fn hopper(properties: &DeviceProperties) -> Option<Hopper> {
+    // How cubecl names the architecture that it compiles for; 10.0 is ptx_sm100.
+    let is_one = properties.identity.fingerprint == "ptx_sm90" && properties.features.tma.contains(Tma::Base);
+    let multiprocessors = properties.hardware.num_streaming_multiprocessors.filter(|_| is_one)?;
+    Some(Hopper { multiprocessors, own_stream: *CUDA_KERNELS == CudaKernels::All })
 }
 
 /// Whether the runtime behind `client` takes the kernels of a language.
@@ -102,28 +140,25 @@ impl Buffer {
 
 impl Plan {
     /// Hands the launch to the device of `outputs`. Buffers stand in the order of the kernel's parameters, inputs
-    /// before outputs; nothing is launched for an empty grid.
+    /// before outputs; nothing is launched for an empty grid. `None` where a tensor map takes a buffer that does not
+    /// start at a multiple of 16 bytes, or our own stream does not take the launch.
     pub(crate) fn launch(&self, inputs: &[&Buffer], outputs: &[&Buffer]) -> Option<()> {
         let [x, y, z] = self.grid.blocks;
         if x == 0 || y == 0 || z == 0 {
             return Some(());
         }
-        let client = outputs.first()?.0.client.clone();
-        let mut arguments = KernelArguments::new();
-        for (buffers, io) in [(inputs, BufferIOAttr::ReadOnly), (outputs, BufferIOAttr::WriteOnly)] {
-            for buffer in buffers {
-                arguments = arguments.with_buffer_io(buffer.0.handle.clone().binding(), io);
-            }
+        let mapped = inputs.iter().take(self.maps.len());
+        if mapped.clone().any(|buffer| !buffer.0.handle.offset_start.unwrap_or(0).is_multiple_of(16)) {
+            return None;
         }
-        let words = self.words();
-        arguments = arguments.with_info(match self.target.language {
-            Language::Wgsl => MetadataBindingInfo::custom(words),
-            // By value after the buffers. What lies behind the offset would come as one buffer more, before it.
-            Language::Cuda => {
-                let all = words.len();
-                MetadataBindingInfo::new(words, all)
-            }
-        });
+        if self.grid.shared_bytes > 0 {
+            #[cfg(feature = "cuda")]
+            return own_stream::launch(self, inputs, outputs);
+            #[cfg(not(feature = "cuda"))]
+            return None;
+        }
+        let client = outputs.first()?.0.client.clone();
+        let arguments = self.arguments(inputs, outputs);
         let kernel = Kernel {
             language: self.target.language,
             prelude: self.prelude(),
@@ -133,6 +168,84 @@ impl Plan {
         };
         client.launch(Box::new(kernel), CubeCount::Static(x, y, z), arguments);
         Some(())
+    }
+
+    /// [`Plan::launch`], or where that is `None` the launch of another plan.
+    pub(crate) fn launch_or(
+        &self,
+        other: impl FnOnce() -> Option<Self>,
+        inputs: &[&Buffer],
+        outputs: &[&Buffer],
+    ) -> Option<()> {
+        self.launch(inputs, outputs).or_else(|| other()?.launch(inputs, outputs))
+    }
+
+    /// For cubecl's client.
+    fn arguments(&self, inputs: &[&Buffer], outputs: &[&Buffer]) -> KernelArguments {
+        let mut arguments = KernelArguments::new();
+        let mut maps = self.maps.iter();
+        for (buffers, io) in [(inputs, BufferIOAttr::ReadOnly), (outputs, BufferIOAttr::WriteOnly)] {
+            for buffer in buffers {
+                let binding = buffer.0.handle.clone().binding();
+                arguments.resources.push(match maps.next() {
+                    Some(map) => {
+                        let map = map.meta(self.target.elem);
+                        KernelResource::TensorMap(TensorMapBinding { binding, map })
+                    }
+                    None => KernelResource::Buffer(binding),
+                });
+                arguments.declared_io.push(io);
+            }
+        }
+        let words = self.words();
+        arguments.with_info(match self.target.language {
+            Language::Wgsl => MetadataBindingInfo::custom(words),
+            // By value after the buffers. What lies behind the offset would come as one buffer more, before it.
+            Language::Cuda => {
+                let all = words.len();
+                MetadataBindingInfo::new(words, all)
+            }
+        })
+    }
+}
+
+impl TensorMap {
+    /// As cubecl takes it: from the outermost dimension in, pitches in elements.
+    fn meta(&self, elem: DType) -> TensorMapMeta {
+        let sizes: Vec<usize> = self.sizes.iter().rev().map(|&size| size as usize).collect();
+        let pitches = self.pitches.iter().rev().map(|&pitch| pitch as usize / elem.size());
+        let pitches: Vec<usize> = pitches.chain([1]).collect();
+        let (format, steps) = match &self.boxes {
+            Boxes::Tiled(sizes) => {
+                let tile_size = sizes.iter().rev().map(|&size| size as usize).collect();
+                (TensorMapFormat::Tiled(TiledArgs { tile_size }), vec![1; sizes.len()])
+            }
+            Boxes::Pixels(pixels) => {
+                let [step_x, step_y] = pixels.steps.map(|step| step as usize);
+                let outer_first = |[x, y]: [i32; 2]| vec![y, x];
+                let args = Im2colArgs {
+                    pixel_box_lower_corner: outer_first(pixels.lower),
+                    pixel_box_upper_corner: outer_first(pixels.upper),
+                    channels_per_pixel: pixels.channels,
+                    pixels_per_column: pixels.pixels,
+                };
+                (TensorMapFormat::Im2col(args), vec![1, step_y, step_x, 1])
+            }
+        };
+        TensorMapMeta {
+            format,
+            metadata: Metadata::new(sizes, pitches),
+            elem_stride: steps.into(),
+            interleave: TensorMapInterleave::None,
+            swizzle: match self.swizzle {
+                32 => TensorMapSwizzle::B32,
+                64 => TensorMapSwizzle::B64,
+                _ => TensorMapSwizzle::B128,
+            },
+            prefetch: TensorMapPrefetch::B128,
+            oob_fill: OobFill::Zero,
+            elem_ty: ElemType::Float(if elem == DType::BF16 { FloatKind::BF16 } else { FloatKind::F16 }),
+        }
     }
 }
 
@@ -172,9 +285,8 @@ impl CubeKernel for Kernel {
     }
 
     fn source(&self) -> Option<PrecompiledSource> {
-        let parts = self.source.parts.iter().map(|&(_, text)| text);
         Some(PrecompiledSource {
-            source: std::iter::once(self.prelude.as_str()).chain(parts).collect(),
+            source: self.source.after(&self.prelude),
             entrypoint_name: self.entry.to_owned(),
             lang: match self.language {
                 Language::Wgsl => "wgsl",

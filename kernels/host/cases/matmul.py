@@ -38,20 +38,34 @@ def judge(y, x, weight, biases, residuals, elem, activation):
     return close(y, expected, elem, product_limit(x, weight, more), "matmul")
 
 
-def matmul(call, activation):
+def by_params(plan, activation):
+    """u32 rows, outputs, inputs, activation, ..: no launch asks for an activation so far."""
+    return {"params": [*plan["params"][:3], activation, *plan["params"][4:]]}
+
+
+def other_blocks(plan):
+    """The launches of a kernel whose blocks take one tile after the other, with another number of them."""
+    return [{**plan, "blocks": [count, 1, 1]} for count in (1, 3) if "maps" in plan and plan["blocks"][0] > 1]
+
+
+def matmul(call, activation, ask=by_params):
+    """A call against f64, and its pictures alone.
+
+    * `ask`: how a launch gets the activation
+    """
     elem, rows, outputs = call.elem, call.batch * call.tokens, call.outputs
     x, weight, biases, residuals = operands(rows, outputs, call.inputs, elem)
     nothing = np.full(16, np.nan, np.float32)
 
     def run(plans, x, residuals, **schedules):
-        # u32 rows, outputs, inputs, activation, ..: no launch asks for an activation so far.
-        params = list(plans[0]["params"])
-        params[3] = activation
         arrays = [x, weight, biases if call.bias else nothing, residuals if call.residual else nothing]
-        (y,) = launch(call, plans[0], arrays, [((len(x), outputs), dtype(elem))], params, **schedules)
+        asked = ask(plans[0], activation)
+        (y,) = launch(call, plans[0], arrays, [((len(x), outputs), dtype(elem))], **asked, **schedules)
         return y
 
     y = run(call.plans, x, residuals)
+    for other in other_blocks(call.plans[0]):
+        assert run([other], x, residuals, schedules=((0, 0),)).tobytes() == y.tobytes(), "the bits depend on the blocks"
     if call.batch > 1:
         for picture in range(call.batch):
             own = slice(picture * call.tokens, (picture + 1) * call.tokens)

@@ -30,7 +30,15 @@ pub(crate) fn unary_plan(target: Target, batch: usize, row: usize, unary: Unary)
         Language::Cuda => (ACTIVATION_CUDA, "activation", vec![word(vectors)?, code]),
     };
     let constants = vec![("WIDTH", word(width)?)];
-    Some(Plan { target, source, entry, constants, params, grid: target.elementwise(vectors)? })
+    Some(Plan {
+        target,
+        source,
+        entry,
+        constants,
+        maps: Vec::new(),
+        params,
+        grid: target.elementwise(vectors)?,
+    })
 }
 
 pub(crate) fn unary<const D: usize>(x: Tensor<D>, unary: Unary) -> Option<Tensor<D>> {
@@ -64,6 +72,7 @@ pub(crate) fn gated_plan(target: Target, rows: usize, channels: usize, gate: Gat
         },
         entry,
         constants: vec![("WIDTH", word(width)?)],
+        maps: Vec::new(),
         // Twice as many vectors are read.
         params: vec![word(2 * vectors)? / 2, word(channels / width)?],
         grid: target.elementwise(vectors)?,
@@ -95,6 +104,7 @@ pub(crate) fn bias_gelu_plan(target: Target, rows: usize, channels: usize, form:
             Gelu::Tanh => "bias_gelu_tanh",
         },
         constants: vec![("WIDTH", word(width)?)],
+        maps: Vec::new(),
         params: vec![word(vectors)?, word(channels / width)?],
         grid: target.elementwise(vectors)?,
     })

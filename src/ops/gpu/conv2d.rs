@@ -3,12 +3,15 @@
 use burn::tensor::{DType, Tensor};
 
 use super::Buffer;
+use super::hopper::{Hopper, Pixels, Ring, TILE_ROWS, TensorMap};
 use super::matmul::tiles;
 use super::plan::{Language, Plan, Source, Target, source, word};
 use crate::ops::Conv2d;
 
 const WGSL: Source = source!("wgsl/gemm.wgsl", "wgsl/conv2d.wgsl");
 const CUDA: Source = source!("cuda/common.cuh", "cuda/mma.cuh", "cuda/gemm.cuh", "cuda/conv2d.cu");
+const SM90: Source =
+    source!("cuda/common.cuh", "cuda/wgmma.cuh", "cuda/gemm_sm90.cuh", "cuda/conv2d_sm90.cu");
 
 /// Fewer outputs than this leave most of a WGSL tile idle. In f32 burn's own is then as exact and faster; in f16 it
 /// rounds before bias and residual. On CUDA burn chooses its own by timing, and in f32 perhaps one of fewer digits.
@@ -17,11 +20,11 @@ const LEAST_OUTPUTS: usize = 24;
 /// What is added to a convolution's outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Added {
-    Nothing,
+    Nothing = 0,
     /// A tensor of the output's shape.
-    Map,
+    Map = 1,
     /// One vector a picture.
-    Vector,
+    Vector = 2,
 }
 
 /// One call.
@@ -57,12 +60,12 @@ impl Convolution {
         if rows * inner * outputs == 0 {
             return None;
         }
-        let bias = usize::from(self.bias);
-        let added = match self.added {
-            Added::Nothing => 0,
-            Added::Map => 1,
-            Added::Vector => 2,
-        };
+        let (bias, added) = (usize::from(self.bias), self.added as usize);
+        if let Some((hopper, ring)) = Ring::choose(target, pixels, outputs, inputs, inner)
+            && self.pixels(ring).is_some()
+        {
+            return self.on_hopper(target, hopper, ring);
+        }
         let (constants, grid) = tiles(target, rows, pixels, outputs, inputs)?;
         let (source, sizes) = match target.language {
             Language::Wgsl => {
@@ -82,7 +85,58 @@ impl Convolution {
             }
         };
         let params = sizes.map(word).collect::<Option<_>>()?;
-        Some(Plan { target, source, entry: "conv2d", constants, params, grid })
+        Some(Plan { target, source, entry: "conv2d", constants, maps: Vec::new(), params, grid })
+    }
+
+    /// How TMA finds the pixels of one picture under the kernel; `None` where `conv2d_sm90` does not reach them.
+    fn pixels(&self, ring: Ring) -> Option<Pixels> {
+        let [_, height, width, _] = self.x;
+        let [_, kernel_height, kernel_width, _] = self.weight;
+        let [_, out_height, out_width, _] = self.shape();
+        let [top, _, left, _] = self.conv.padding;
+        let stride = self.conv.stride;
+        let near =
+            [top, left, kernel_height, kernel_width].into_iter().all(|size| size <= 127) && stride <= 8;
+        if !near || height.max(width) >= 1 << 16 {
+            return None;
+        }
+        // Of the first tap's last place, from the picture's last pixel.
+        let last = |out: usize, before: usize, size: usize| {
+            let place = out.checked_sub(1)?.checked_mul(stride)? as i64 - before as i64;
+            i32::try_from(place - (size as i64 - 1)).ok()
+        };
+        let pixels = Pixels {
+            channels: ring.inputs,
+            pixels: TILE_ROWS,
+            lower: [-(left as i32), -(top as i32)],
+            upper: [last(out_width, left, width)?, last(out_height, top, height)?],
+            steps: [stride as u32; 2],
+        };
+        pixels.fit().then_some(pixels)
+    }
+
+    /// `conv2d_sm90`.
+    pub(crate) fn on_hopper(&self, target: Target, hopper: Hopper, ring: Ring) -> Option<Plan> {
+        let [batch, height, width, inputs] = self.x;
+        let [outputs, kernel_height, kernel_width, _] = self.weight;
+        let [_, out_height, out_width, _] = self.shape();
+        let [top, _, left, _] = self.conv.padding;
+        let taps = kernel_height * kernel_width;
+        word((taps * inputs).checked_add(256)?)?;
+        let sizes = [batch, out_height, out_width, inputs, outputs, kernel_height, kernel_width];
+        let rest = [self.conv.stride, top, left, usize::from(self.bias), self.added as usize];
+        Some(Plan {
+            target,
+            source: SM90,
+            entry: "conv2d_sm90",
+            constants: ring.constants(),
+            maps: vec![
+                TensorMap::pixels([inputs, width, height, batch], self.pixels(ring)?)?,
+                TensorMap::tiled(&[inputs, taps, outputs], &[ring.inputs, 1, ring.outputs])?,
+            ],
+            params: sizes.into_iter().chain(rest).map(word).collect::<Option<_>>()?,
+            grid: ring.grid(target, hopper, batch * out_height * out_width, outputs)?,
+        })
     }
 }
 
@@ -111,6 +165,7 @@ pub(crate) fn conv2d(
     let bias = bias.map_or_else(|| Some(x.clone()), |bias| Buffer::of(bias.clone(), target))?;
     let residual = residual.map_or_else(|| Some(x.clone()), |residual| Buffer::of(residual, target))?;
     let y = x.empty(shape, target.elem);
-    plan.launch(&[&x, &weight, &bias, &residual], &[&y])?;
+    let other = || call.plan(target.without_hopper());
+    plan.launch_or(other, &[&x, &weight, &bias, &residual], &[&y])?;
     y.tensor()
 }

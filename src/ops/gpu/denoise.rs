@@ -49,6 +49,7 @@ pub(crate) fn plan(target: Target, entry: Entry, rows: usize, elements: usize) -
             Entry::Input => "denoise_input",
         },
         constants: Vec::new(),
+        maps: Vec::new(),
         params: vec![word(elements)?, word(blocks)?],
         grid: target.grid(grid, threads)?,
     })
@@ -126,11 +127,11 @@ fn floats(values: Vec<f32>, device: &Device, target: Target) -> Option<Buffer> {
 
 pub(crate) fn input(entries: &[(&Slot, f32)], dtype: DType) -> Option<Tensor<4>> {
     let (first, _) = entries.first()?;
-    let Target { language, .. } = Target::of(&first.buffer)?;
-    if dtype == DType::BF16 && language == Language::Wgsl {
+    let target = Target::of(&first.buffer)?;
+    if dtype == DType::BF16 && target.language == Language::Wgsl {
         return None;
     }
-    let target = Target { language, elem: dtype };
+    let target = Target { elem: dtype, ..target };
     let slots: Vec<_> = entries.iter().map(|(slot, _)| *slot).collect();
     let Gathered { buffer, indices } = Gathered::new(&slots, target)?;
     let [held, channels, height, width] = buffer.dims();

@@ -56,6 +56,7 @@ impl GroupNorm {
             source: WGSL,
             entry,
             constants: constants.clone(),
+            maps: Vec::new(),
             params: params.clone(),
             grid,
         };
@@ -98,7 +99,7 @@ impl GroupNorm {
         let constants = vec![("WIDTH", word(width)?)];
         let plan = |entry| {
             let (constants, params) = (constants.clone(), params.clone());
-            Plan { target, source: CUDA, entry, constants, params, grid }
+            Plan { target, source: CUDA, entry, constants, maps: Vec::new(), params, grid }
         };
         let (statistics, apply) = (plan("group_norm_statistics"), plan("group_norm"));
         Some(Launches { slices, statistics, combine: None, apply })

@@ -43,7 +43,7 @@ pub(super) fn rows_plan(
         }
     };
     let params = vec![word(rows)?, word(columns)?, eps.to_bits()];
-    Some(Plan { target, source, entry, constants, params, grid })
+    Some(Plan { target, source, entry, constants, maps: Vec::new(), params, grid })
 }
 
 pub(crate) fn layer_norm(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f32) -> Option<Tensor<3>> {

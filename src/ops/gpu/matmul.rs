@@ -3,10 +3,13 @@
 use burn::tensor::Tensor;
 
 use super::Buffer;
+use super::hopper::{Hopper, Ring, TILE_ROWS, TensorMap};
 use super::plan::{Grid, LANES, Language, Plan, Source, THREADS, Target, source, word};
 
 const MATMUL_WGSL: Source = source!("wgsl/gemm.wgsl", "wgsl/matmul.wgsl");
 const MATVEC_WGSL: Source = source!("wgsl/matvec.wgsl");
+const MATMUL_SM90: Source =
+    source!("cuda/common.cuh", "cuda/wgmma.cuh", "cuda/gemm_sm90.cuh", "cuda/matmul_sm90.cu");
 const MATMUL_CUDA: Source = source!("cuda/common.cuh", "cuda/mma.cuh", "cuda/gemm.cuh", "cuda/matmul.cu");
 
 /// The constants and the grid of a product's tiles: `rows` in all, `of_picture` of them a picture, by `outputs`, with
@@ -63,6 +66,9 @@ impl Product {
                 return self.matvec(target);
             }
         }
+        if let Some((hopper, ring)) = Ring::choose(target, tokens, outputs, inputs, inputs) {
+            return self.on_hopper(target, hopper, ring);
+        }
         let (constants, grid) = tiles(target, rows, tokens, outputs, inputs)?;
         let sizes = [word(rows)?, word(outputs)?, word(inputs)?];
         let (source, params) = match target.language {
@@ -70,7 +76,29 @@ impl Product {
             // No activation.
             Language::Cuda => (MATMUL_CUDA, [&sizes[..], &[0], &self.epilogue()].concat()),
         };
-        Some(Plan { target, source, entry: "matmul", constants, params, grid })
+        Some(Plan { target, source, entry: "matmul", constants, maps: Vec::new(), params, grid })
+    }
+
+    /// `matmul_sm90`.
+    pub(crate) fn on_hopper(&self, target: Target, hopper: Hopper, ring: Ring) -> Option<Plan> {
+        let &Self { batch, tokens, inputs, outputs, .. } = self;
+        let rows = batch * tokens;
+        word(inputs.checked_add(256)?)?;
+        // No activation.
+        let constants = [ring.constants(), vec![("ACTIVATION", 0)]].concat();
+        let [bias, residual] = self.epilogue();
+        Some(Plan {
+            target,
+            source: MATMUL_SM90,
+            entry: "matmul_sm90",
+            constants,
+            maps: vec![
+                TensorMap::tiled(&[inputs, rows], &[ring.inputs, TILE_ROWS])?,
+                TensorMap::tiled(&[inputs, outputs], &[ring.inputs, ring.outputs])?,
+            ],
+            params: vec![word(rows)?, word(outputs)?, word(inputs)?, bias, residual, 0],
+            grid: ring.grid(target, hopper, rows, outputs)?,
+        })
     }
 
     /// A row a picture.
@@ -82,6 +110,7 @@ impl Product {
             source: MATVEC_WGSL,
             entry: "matvec",
             constants: vec![("WIDTH", word(width)?)],
+            maps: Vec::new(),
             params: [sizes, self.epilogue()].concat(),
             grid: target.grid([self.outputs.div_ceil(THREADS / LANES), self.batch, 1], THREADS)?,
         })
@@ -109,6 +138,7 @@ pub(crate) fn linear(
     let bias = bias.map_or_else(|| Some(x.clone()), |bias| Buffer::of(bias.clone(), target))?;
     let residual = residual.map_or_else(|| Some(x.clone()), |residual| Buffer::of(residual, target))?;
     let y = x.empty([batch, tokens, outputs], target.elem);
-    plan.launch(&[&x, &weight, &bias, &residual], &[&y])?;
+    let other = || product.plan(target.without_hopper());
+    plan.launch_or(other, &[&x, &weight, &bias, &residual], &[&y])?;
     y.tensor()
 }

@@ -46,6 +46,7 @@ pub(crate) fn gate_residual_plan(target: Target, x: [usize; 3]) -> Option<Plan> 
         },
         entry: "gate_residual",
         constants: vec![("WIDTH", word(width)?)],
+        maps: Vec::new(),
         params: vec![word(batch * picture)?, word(picture)?, word(channels / width)?],
         grid: target.elementwise(batch * picture)?,
     })

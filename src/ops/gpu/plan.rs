@@ -4,6 +4,8 @@ use std::fmt::Write as _;
 
 use burn::tensor::DType;
 
+use super::hopper::{Hopper, TensorMap};
+
 /// What a device's driver compiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Language {
@@ -17,6 +19,8 @@ pub(crate) struct Target {
     pub(crate) language: Language,
     /// The dtype of what the kernels call `elem`: f32 or f16, in CUDA bf16 as well.
     pub(crate) elem: DType,
+    /// Where the device is one.
+    pub(crate) hopper: Option<Hopper>,
 }
 
 /// Threads of a workgroup, for WGSL kernels that name no other number of their own.
@@ -71,7 +75,11 @@ impl Target {
         };
         let [x, y, z] = blocks;
         let fits = x <= most && y <= MOST_CUBES && z <= MOST_CUBES;
-        fits.then_some(Grid { blocks: [x as u32, y as u32, z as u32], threads: threads as u32 })
+        fits.then_some(Grid {
+            blocks: [x as u32, y as u32, z as u32],
+            threads: threads as u32,
+            shared_bytes: 0,
+        })
     }
 }
 
@@ -80,6 +88,8 @@ impl Target {
 pub(crate) struct Grid {
     pub(crate) blocks: [u32; 3],
     pub(crate) threads: u32,
+    /// The shared memory that the launch brings to a block; 0 where the kernel's own is all.
+    pub(crate) shared_bytes: u32,
 }
 
 /// The files of one kernel, each with its name, in the order of the text.
@@ -93,6 +103,11 @@ pub(crate) struct Source {
 impl Source {
     pub(crate) const fn new(parts: &'static [(&'static str, &'static str)]) -> Self {
         Self { parts, fingerprint: fingerprint(parts) }
+    }
+
+    /// The whole text after what is put before it.
+    pub(crate) fn after(&self, prelude: &str) -> String {
+        std::iter::once(prelude).chain(self.parts.iter().map(|&(_, text)| text)).collect()
     }
 }
 
@@ -131,6 +146,8 @@ pub(crate) struct Plan {
     pub(crate) entry: &'static str,
     /// What changes the code, put before the source: `const NAME: u32` in WGSL, `#define NAME` in CUDA.
     pub(crate) constants: Vec<(&'static str, u32)>,
+    /// Of the first buffers, which the kernel takes as these.
+    pub(crate) maps: Vec<TensorMap>,
     /// The fields of the kernel's `Params`; floats by their bits.
     pub(crate) params: Vec<u32>,
     pub(crate) grid: Grid,
@@ -209,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_grid_that_a_launch_cannot_say_is_refused() {
-        let target = |language| Target { language, elem: DType::F32 };
+        let target = |language| Target { language, elem: DType::F32, hopper: None };
         let blocks = |language, count| target(language).spread(count, 128).map(|grid| grid.blocks);
         assert_eq!(blocks(Language::Cuda, 2_147_483_647), Some([2_147_483_647, 1, 1]));
         assert_eq!(blocks(Language::Cuda, 2_147_483_648), None);

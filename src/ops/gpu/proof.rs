@@ -10,6 +10,7 @@ use super::attention::{Attention, CUDA_HEAD_DIMS};
 use super::conv2d::{Added, Convolution};
 use super::denoise::Entry;
 use super::group_norm::GroupNorm;
+use super::hopper::{Boxes, Hopper, LARGE, MIDDLE, Ring, STATIC, TensorMap};
 use super::matmul::Product;
 use super::plan::{Language, Plan, Target, name};
 use super::rope::QkNormRope;
@@ -18,6 +19,9 @@ use crate::ops::activation::{Gate, Unary};
 use crate::ops::{Activation, Conv2d, Gelu, Mask};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
+
+/// Of the kernels for Hopper.
+const HALVES: [DType; 2] = [DType::F16, DType::BF16];
 
 const EPS: f32 = 1e-5;
 
@@ -52,7 +56,7 @@ impl Call<'_> {
 fn plan_json(plan: &Plan) -> Value {
     let constants = plan.constants.iter().map(|&(name, value)| (name.to_owned(), value.into()));
     let parts = plan.source.parts.iter().map(|(name, _)| name.trim_start_matches("cuda/"));
-    json!({
+    let mut value = json!({
         "entry": plan.entry,
         "prelude": plan.prelude(),
         "parts": parts.collect::<Vec<_>>(),
@@ -60,7 +64,30 @@ fn plan_json(plan: &Plan) -> Value {
         "params": plan.words().iter().flat_map(|&word| [word as u32, (word >> 32) as u32]).collect::<Vec<_>>(),
         "blocks": plan.grid.blocks,
         "threads": plan.grid.threads,
-    })
+    });
+    if !plan.maps.is_empty() {
+        let map = value.as_object_mut().unwrap();
+        map.insert("maps".to_owned(), plan.maps.iter().map(map_json).collect());
+        map.insert("shared_bytes".to_owned(), plan.grid.shared_bytes.into());
+    }
+    value
+}
+
+fn map_json(map: &TensorMap) -> Value {
+    let TensorMap { sizes, pitches, boxes, swizzle } = map;
+    let mut value = json!({ "sizes": sizes, "pitches": pitches, "swizzle": swizzle });
+    let (name, boxes) = match boxes {
+        Boxes::Tiled(sizes) => ("box", json!(sizes)),
+        Boxes::Pixels(of) => (
+            "pixels",
+            json!({
+                "channels": of.channels, "count": of.pixels, "lower": of.lower, "upper": of.upper,
+                "steps": of.steps,
+            }),
+        ),
+    };
+    value.as_object_mut().unwrap().insert(name.to_owned(), boxes);
+    value
 }
 
 fn call<'a>(
@@ -188,14 +215,7 @@ fn products(chunk: usize) -> Vec<Call<'static>> {
         (1, 1100, chunk, 8, false, true),
         (1, 1100, chunk, 136, false, true),
     ];
-    for (batch, tokens, inputs, outputs, bias, residual) in products {
-        let arguments = json!({
-            "tokens": tokens, "inputs": inputs, "outputs": outputs, "bias": bias, "residual": residual
-        });
-        calls.push(call("matmul", batch, arguments, move |target, batch| {
-            Product { batch, tokens, inputs, outputs, bias, residual }.plan(target)
-        }));
-    }
+    calls.extend(products.map(|sizes| product("matmul", None, sizes)));
     let even = [1; 4];
     let convolutions = [
         // batch, [height, width, inputs], outputs, kernel, stride, padding, bias, residual
@@ -207,23 +227,52 @@ fn products(chunk: usize) -> Vec<Call<'static>> {
         (2, [11, 13, 5 * chunk], 136, [3, 3], 1, even, true, Added::Map),
         (1, [12, 23, 2 * chunk], 4, [3, 3], 1, even, true, Added::Vector),
     ];
-    for (batch, [height, width, inputs], outputs, kernel, stride, padding, bias, added) in convolutions {
-        let residual = match added {
-            Added::Nothing => "none",
-            Added::Map => "map",
-            Added::Vector => "vector",
-        };
-        let arguments = json!({
-            "x": [height, width, inputs], "outputs": outputs, "kernel": kernel, "stride": stride,
-            "padding": padding, "bias": bias, "residual": residual,
-        });
-        calls.push(call("conv2d", batch, arguments, move |target, batch| {
-            let x = [batch, height, width, inputs];
-            let weight = [outputs, kernel[0], kernel[1], inputs];
-            Convolution { x, weight, conv: Conv2d { stride, padding }, bias, added }.plan(target)
-        }));
-    }
+    calls.extend(convolutions.map(|sizes| convolution("conv2d", None, sizes)));
     calls
+}
+
+/// batch, tokens, inputs, outputs, bias, residual
+type ProductSizes = (usize, usize, usize, usize, bool, bool);
+
+/// As a variant for Hopper, or as it is chosen.
+fn product(operation: &'static str, ring: Option<Ring>, sizes: ProductSizes) -> Call<'static> {
+    let (batch, tokens, inputs, outputs, bias, residual) = sizes;
+    let arguments = json!({
+        "tokens": tokens, "inputs": inputs, "outputs": outputs, "bias": bias, "residual": residual
+    });
+    call(operation, batch, arguments, move |target, batch| {
+        let product = Product { batch, tokens, inputs, outputs, bias, residual };
+        match ring {
+            Some(ring) => product.on_hopper(target, target.hopper.unwrap(), ring),
+            None => product.plan(target),
+        }
+    })
+}
+
+/// batch, [height, width, inputs], outputs, kernel, stride, padding, bias, residual
+type ConvolutionSizes = (usize, [usize; 3], usize, [usize; 2], usize, [usize; 4], bool, Added);
+
+/// As a variant for Hopper, or as it is chosen.
+fn convolution(operation: &'static str, ring: Option<Ring>, sizes: ConvolutionSizes) -> Call<'static> {
+    let (batch, [height, width, inputs], outputs, kernel, stride, padding, bias, added) = sizes;
+    let residual = match added {
+        Added::Nothing => "none",
+        Added::Map => "map",
+        Added::Vector => "vector",
+    };
+    let arguments = json!({
+        "x": [height, width, inputs], "outputs": outputs, "kernel": kernel, "stride": stride,
+        "padding": padding, "bias": bias, "residual": residual,
+    });
+    call(operation, batch, arguments, move |target, batch| {
+        let x = [batch, height, width, inputs];
+        let weight = [outputs, kernel[0], kernel[1], inputs];
+        let convolution = Convolution { x, weight, conv: Conv2d { stride, padding }, bias, added };
+        match ring {
+            Some(ring) => convolution.on_hopper(target, target.hopper.unwrap(), ring),
+            None => convolution.plan(target),
+        }
+    })
 }
 
 fn attention() -> Vec<Call<'static>> {
@@ -243,17 +292,23 @@ fn attention() -> Vec<Call<'static>> {
     let every = CUDA_HEAD_DIMS.iter().flat_map(|&head_dim| {
         [(1, 18, 18, 2, head_dim, Mask::Causal, false), (1, 6, 35, 2, head_dim, Mask::None, true)]
     });
-    let mut calls = Vec::new();
-    for (batch, queries, keys, heads, head_dim, mask, outliers) in cases.into_iter().chain(every) {
-        let arguments = json!({
-            "queries": queries, "keys": keys, "heads": heads, "head_dim": head_dim,
-            "causal": mask == Mask::Causal, "outliers": outliers,
-        });
-        calls.push(call("attention", batch, arguments, move |target, batch| {
-            Attention { batch, queries, keys, heads, head_dim, mask }.plan(target)
-        }));
-    }
-    calls
+    cases.into_iter().chain(every).map(|sizes| attending("attention", sizes)).collect()
+}
+
+/// batch, queries, keys, heads, head_dim, mask, outliers
+type AttentionSizes = (usize, usize, usize, usize, usize, Mask, bool);
+
+/// `attention_sm90` by that name, else the kernel that is chosen.
+fn attending(operation: &'static str, sizes: AttentionSizes) -> Call<'static> {
+    let (batch, queries, keys, heads, head_dim, mask, outliers) = sizes;
+    let arguments = json!({
+        "queries": queries, "keys": keys, "heads": heads, "head_dim": head_dim,
+        "causal": mask == Mask::Causal, "outliers": outliers,
+    });
+    call(operation, batch, arguments, move |target, batch| {
+        let attention = Attention { batch, queries, keys, heads, head_dim, mask };
+        if operation == "attention_sm90" { attention.on_hopper(target) } else { attention.plan(target) }
+    })
 }
 
 /// A step of four rows, and what the network sees of them.
@@ -271,6 +326,72 @@ fn denoising() -> Vec<Call<'static>> {
     [2, 63, 1024, 1029, 2500].map(call).into()
 }
 
+/// The kernels for Hopper, in the variants that are named, or as chosen.
+fn on_hopper() -> Vec<Call<'static>> {
+    let products = [
+        (Some(STATIC), (1, 1, 8, 8, false, false)),
+        (None, (2, 131, 168, 136, true, true)),
+        (Some(STATIC), (1, 128, 128, 128, true, false)),
+        (Some(STATIC), (1, 1100, 72, 136, false, true)),
+        (Some(MIDDLE), (5, 1, 200, 24, true, true)),
+        (Some(MIDDLE), (1, 131, 328, 264, true, false)),
+        (Some(LARGE), (1, 1, 8, 8, true, false)),
+        (Some(LARGE), (3, 43, 392, 264, true, true)),
+        (Some(LARGE), (1, 257, 136, 520, false, true)),
+    ];
+    let even = [1; 4];
+    let convolutions = [
+        (Some(STATIC), (1, [1, 1, 8], 8, [1, 1], 1, [0; 4], false, Added::Nothing)),
+        (None, (2, [11, 13, 72], 136, [3, 3], 1, even, true, Added::Map)),
+        (Some(STATIC), (2, [9, 12, 24], 24, [3, 3], 2, [0, 1, 0, 1], true, Added::Vector)),
+        (Some(MIDDLE), (1, [7, 8, 72], 16, [3, 2], 2, [2, 1, 0, 1], true, Added::Nothing)),
+        (Some(MIDDLE), (3, [6, 9, 64], 200, [3, 3], 1, even, false, Added::Vector)),
+        (Some(LARGE), (2, [13, 11, 72], 264, [3, 3], 1, even, true, Added::Map)),
+    ];
+    let attentions = [
+        (1, 1, 1, 1, 64, Mask::None, false),
+        (2, 70, 77, 2, 64, Mask::None, true),
+        (1, 200, 700, 1, 64, Mask::None, false),
+        (1, 260, 260, 2, 64, Mask::Causal, true),
+        (2, 193, 300, 2, 128, Mask::None, true),
+        (1, 64, 128, 1, 128, Mask::None, false),
+        (1, 333, 333, 1, 128, Mask::Causal, false),
+        (1, 1, 1, 2, 40, Mask::None, false),
+        (2, 195, 77, 3, 40, Mask::None, true),
+        (1, 200, 700, 1, 40, Mask::None, false),
+        (1, 260, 260, 2, 40, Mask::Causal, true),
+        (1, 1, 1, 2, 80, Mask::None, false),
+        (2, 193, 300, 2, 80, Mask::None, true),
+        (1, 333, 333, 2, 80, Mask::Causal, false),
+        (1, 1, 1, 2, 160, Mask::None, false),
+        (2, 130, 301, 2, 160, Mask::None, true),
+        (1, 64, 96, 1, 160, Mask::None, false),
+        (1, 275, 275, 2, 160, Mask::Causal, false),
+    ];
+    let products = products.map(|(ring, sizes)| product("matmul_sm90", ring, sizes));
+    let convolutions = convolutions.map(|(ring, sizes)| convolution("conv2d_sm90", ring, sizes));
+    let attentions = attentions.map(|sizes| attending("attention_sm90", sizes));
+    products.into_iter().chain(convolutions).chain(attentions).collect()
+}
+
+/// Of the models: more than the host can prove, around the bounds of every choice.
+fn large() -> Vec<Call<'static>> {
+    let products = [(127, 1280, 1280), (128, 1280, 1280), (1024, 1280, 10240), (4608, 3072, 12288)];
+    let even = [1; 4];
+    let maps = [(64, 640, 640), (128, 512, 512), (512, 256, 256), (1024, 128, 128)];
+    let heads = [(4096, 10, 64), (1024, 20, 64), (4608, 24, 128), (4096, 8, 40)];
+    let products = products
+        .map(|(tokens, inputs, outputs)| product("matmul", None, (1, tokens, inputs, outputs, true, false)));
+    let convolutions = maps.map(|(size, inputs, outputs)| {
+        let sizes = (1, [size, size, inputs], outputs, [3, 3], 1, even, true, Added::Nothing);
+        convolution("conv2d", None, sizes)
+    });
+    let attentions = heads.map(|(rows, heads, head_dim)| {
+        attending("attention", (1, rows, rows, heads, head_dim, Mask::None, false))
+    });
+    products.into_iter().chain(convolutions).chain(attentions).collect()
+}
+
 fn calls(target: Target) -> Vec<Call<'static>> {
     // Sizes that are whole vectors in every dtype, or in none.
     let chunk = target.chunk();
@@ -281,18 +402,23 @@ fn calls(target: Target) -> Vec<Call<'static>> {
 }
 
 fn cuda(elem: DType) -> Target {
-    Target { language: Language::Cuda, elem }
+    Target { language: Language::Cuda, elem, hopper: None }
+}
+
+fn hopper(elem: DType, multiprocessors: u32, own_stream: bool) -> Target {
+    Target { hopper: Some(Hopper { multiprocessors, own_stream }), ..cuda(elem) }
 }
 
 /// With AQUATINT_WRITE_PLANS=1 the file is written instead.
 #[test]
 fn the_cuda_kernels_are_proven_with_the_launches_that_are_made() {
-    let lines: Vec<String> = DTYPES
-        .into_iter()
-        .flat_map(|elem| {
-            calls(cuda(elem)).iter().map(|call| call.json(cuda(elem)).to_string()).collect::<Vec<_>>()
-        })
-        .collect();
+    fn lines(target: Target, calls: Vec<Call>) -> Vec<String> {
+        calls.iter().map(|call| call.json(target).to_string()).collect()
+    }
+    let sm_80 = DTYPES.into_iter().flat_map(|elem| lines(cuda(elem), calls(cuda(elem))));
+    // One multiprocessor, so that a block has more than one tile.
+    let sm_90 = HALVES.into_iter().flat_map(|elem| lines(hopper(elem, 1, true), on_hopper()));
+    let lines: Vec<String> = sm_80.chain(sm_90).collect();
     let text = format!("[\n{}\n]\n", lines.join(",\n"));
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/host/plans.json");
     if std::env::var_os("AQUATINT_WRITE_PLANS").is_some() {
@@ -308,24 +434,75 @@ fn the_cuda_kernels_are_proven_with_the_launches_that_are_made() {
 /// What changes a row's bits may not depend on its batch: the code, and how one picture is cut.
 #[test]
 fn no_constant_nor_thread_count_depends_on_the_batch() {
-    let wgsl = |elem| Target { language: Language::Wgsl, elem };
-    for target in [cuda(DType::F32), cuda(DType::F16), cuda(DType::BF16), wgsl(DType::F32), wgsl(DType::F16)]
-    {
+    let wgsl = |elem| Target { language: Language::Wgsl, elem, hopper: None };
+    let on_gpus = DTYPES.map(cuda).into_iter().chain([DType::F32, DType::F16].map(wgsl));
+    for target in on_gpus {
         // burn's own operation serves convolutions to few channels.
         let calls = calls(target).into_iter().filter(|call| {
             target.language == Language::Cuda || !matches!(call.operation, "conv2d" | "group_norm")
         });
-        for call in calls {
-            let code = |batch| -> Vec<_> {
-                let plans = (call.plans)(target, batch).into_iter();
-                plans
-                    .map(|plan| (plan.entry, plan.prelude(), plan.source.fingerprint, plan.grid.threads))
-                    .collect()
-            };
-            let alone = code(1);
-            for batch in [2, 5, 16] {
-                assert_eq!(code(batch), alone, "{} {target:?} {}", call.operation, call.arguments);
-            }
+        calls.for_each(|call| cuts_of_a_picture_are_its_own(&call, target));
+    }
+    for elem in DTYPES {
+        for target in [hopper(elem, 132, true), hopper(elem, 132, false)] {
+            let calls = calls(target).into_iter().chain(large());
+            calls.for_each(|call| cuts_of_a_picture_are_its_own(&call, target));
         }
+    }
+    for target in HALVES.map(|elem| hopper(elem, 132, true)) {
+        on_hopper().iter().for_each(|call| cuts_of_a_picture_are_its_own(call, target));
+    }
+}
+
+fn cuts_of_a_picture_are_its_own(call: &Call, target: Target) {
+    let code = |batch| -> Vec<_> {
+        let plans = (call.plans)(target, batch).into_iter();
+        plans
+            .map(|plan| {
+                let boxes: Vec<_> = plan.maps.iter().map(|map| (map.boxes.clone(), map.swizzle)).collect();
+                let grid = (plan.grid.threads, plan.grid.shared_bytes);
+                (plan.entry, plan.prelude(), plan.source.fingerprint, grid, boxes)
+            })
+            .collect()
+    };
+    let alone = code(1);
+    for batch in [2, 5, 16] {
+        assert_eq!(code(batch), alone, "{} {target:?} {}", call.operation, call.arguments);
+    }
+}
+
+/// What the models ask of one picture, and the kernel that it gets: on a device of compute capability 9.0 with and
+/// without a stream of our own, and on any other.
+#[test]
+fn the_models_shapes_get_the_kernels_that_are_meant_for_them() {
+    let target = |own_stream| hopper(DType::BF16, 132, own_stream);
+    let (own, client, other) = (target(true), target(false), cuda(DType::BF16));
+    let expected = [
+        // tile, or 0 for a kernel of sm_80: own stream, client
+        ("matmul 127", [0, 0]),
+        ("matmul 128", [128, 128]),
+        ("matmul 1024", [128, 128]),
+        ("matmul 4608", [256, 128]),
+        ("conv2d 64", [128, 128]),
+        ("conv2d 128", [256, 128]),
+        ("conv2d 512", [256, 128]),
+        ("conv2d 1024", [128, 128]),
+        ("attention 4096x10x64", [1, 0]),
+        ("attention 1024x20x64", [0, 0]),
+        ("attention 4608x24x128", [1, 0]),
+        ("attention 4096x8x40", [1, 0]),
+    ];
+    for (call, (name, tiles)) in large().iter().zip(expected) {
+        let plan = |target| (call.plans)(target, 2).remove(0);
+        for (target, tile) in [own, client].into_iter().zip(tiles) {
+            let plan = plan(target);
+            let constant = |name| plan.constants.iter().find(|(at, _)| *at == name).map(|&(_, value)| value);
+            let sm90 = plan.entry.ends_with("_sm90");
+            let found = if sm90 { constant("TILE_N").unwrap_or(1) } else { 0 };
+            assert_eq!(found, tile, "{name} on {target:?}");
+            assert_eq!(plan.grid.shared_bytes > 0, constant("DYNAMIC") == Some(1), "{name}");
+            assert!(target == own || plan.grid.shared_bytes == 0, "{name} through the client");
+        }
+        assert!(plan(other).maps.is_empty(), "{name} elsewhere");
     }
 }

@@ -48,7 +48,7 @@ impl QkNormRope {
         let sizes = [rows, self.tokens, self.q_heads, self.k_heads, columns];
         let mut params = sizes.into_iter().map(word).collect::<Option<Vec<_>>>()?;
         params.push(self.eps.to_bits());
-        Some(Plan { target, source, entry: "qk_norm_rope", constants, params, grid })
+        Some(Plan { target, source, entry: "qk_norm_rope", constants, maps: Vec::new(), params, grid })
     }
 }
 

@@ -21,6 +21,7 @@ pub(crate) fn plan(target: Target, x: [usize; 4]) -> Option<Plan> {
         },
         entry: "upsample_nearest_2x",
         constants: vec![("WIDTH", word(vector)?)],
+        maps: Vec::new(),
         // Four times as many vectors are written.
         params: vec![word(4 * vectors)? / 4, word(width)?, word(channels / vector)?],
         grid: target.elementwise(vectors)?,

@@ -19,6 +19,8 @@ pub(crate) mod hopper;
 pub(crate) mod layer_norm;
 pub(crate) mod matmul;
 pub(crate) mod modulate;
+#[cfg(all(test, feature = "cuda"))]
+mod on_device;
 #[cfg(feature = "cuda")]
 mod own_stream;
 pub(crate) mod plan;

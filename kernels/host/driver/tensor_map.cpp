@@ -56,6 +56,7 @@ Result encode(const Arguments& a, EncodedMap* map) {
          place(a.base).c_str());
   map->base = a.base;
   map->swizzle = 16u << a.swizzle;
+  map->rank = a.rank;
   map->step[0] = map->step[1] = 1;
   map->mark = MAP_MARK;
   map->element = a.element;
@@ -83,10 +84,9 @@ API Result cuTensorMapEncodeTiled(EncodedMap* to, uint32_t element, uint32_t ran
   Arguments all{__func__, element, rank, uint64_t(base), sizes, strides, steps, interleave, swizzle, promotion, fill};
   if (Result refused = encode(all, &map)) return refused;
   if (Result refused = row(__func__, &map, box[0])) return refused;
-  for (uint32_t i = 1; i < 3; ++i) map.box[i] = i < rank ? box[i] : 1;
+  for (uint32_t i = 1; i < 4; ++i) map.box[i] = i < rank ? box[i] : 1;
   for (uint32_t i = 1; i < rank; ++i) {
     DEMAND(box[i] >= 1 && box[i] <= 256, "%s: size %u of the box is %u, expected 1 to 256", __func__, i, box[i]);
-    DEMAND(i < 3 || box[i] == 1, "%s: size %u of the box is %u, expected 1", __func__, i, box[i]);
     DEMAND(steps[i] == 1, "%s: element stride %u is %u, expected 1", __func__, i, steps[i]);
   }
   *to = map;
@@ -106,7 +106,7 @@ API Result cuTensorMapEncodeIm2col(EncodedMap* to, uint32_t element, uint32_t ra
   if (Result refused = row(__func__, &map, channels)) return refused;
   DEMAND(pixels >= 1 && pixels <= 1024, "%s: %u pixels a column, expected 1 to 1024", __func__, pixels);
   map.box[1] = pixels;
-  map.box[2] = 1;
+  map.box[2] = map.box[3] = 1;
   map.im2col = 1;
   // Of x, then of y.
   for (uint32_t i = 0; i < 2; ++i) {

@@ -12,10 +12,11 @@ struct EncodedMap {
   uint64_t base;
   uint64_t sizes[4];
   uint64_t strides[3];
-  uint32_t box[3];
+  uint32_t box[4];
   uint32_t swizzle;
+  uint32_t rank;
   int32_t lower[2], upper[2], step[2];
-  uint32_t mark, element, im2col, unused[3];
+  uint32_t mark, element, im2col, unused;
 };
 static_assert(sizeof(EncodedMap) == 128, "the size of a CUtensorMap");
 

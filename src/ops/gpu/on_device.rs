@@ -40,17 +40,13 @@ fn on_hopper() -> [On; 2] {
 impl On {
     /// Values of -1 to 1, the first and the last 50 times as large; and as they are stored.
     fn tensor<const D: usize>(&self, shape: [usize; D], seed: u64) -> (Tensor<D>, Vec<f64>) {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut values: Vec<f64> = (0..shape.iter().product())
-            .map(|_| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                (state >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
-            })
-            .collect();
+        let mut values = uniform(shape.iter().product(), seed);
         values[0] *= 50.0;
         *values.last_mut().unwrap() *= -50.0;
+        self.stored(values, shape)
+    }
+
+    fn stored<const D: usize>(&self, values: Vec<f64>, shape: [usize; D]) -> (Tensor<D>, Vec<f64>) {
         let data = TensorData::new(values, shape).convert_dtype(self.target.elem);
         let stored = data.clone().convert::<f64>().try_to_vec().unwrap();
         (Tensor::from_data(data, (&self.device, self.target.elem)), stored)
@@ -79,6 +75,18 @@ impl On {
             assert!(error <= limit, "{what} {at}: {found} for {}, {error} of {limit}", sum.value);
         }
     }
+}
+
+/// Values of -1 to 1.
+fn uniform(count: usize, seed: u64) -> Vec<f64> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let draw = |_| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1_u64 << 52) as f64 - 1.0
+    };
+    (0..count).map(draw).collect()
 }
 
 fn read(buffer: Buffer) -> Vec<f64> {
@@ -125,8 +133,7 @@ fn products_are_those_of_f64_on_both_ways_to_the_device() {
             read(on.launch(&plan, &[&x, &weight, &bias, &residual], [expected.len()]))
         });
         on.assert_close(&found[0], &expected, "a product");
-        assert_eq!(found[0], found[1]);
-        assert_eq!(found[0], found[2]);
+        assert!(found.iter().all(|other| *other == found[0]), "the bits depend on the variant");
     }
 }
 
@@ -173,8 +180,7 @@ fn convolutions_are_those_of_f64_on_both_ways_to_the_device() {
             read(on.launch(&plan, &[&x, &weight, &bias, &x], [expected.len()]))
         });
         on.assert_close(&found[0], &expected, "a convolution");
-        assert_eq!(found[0], found[1]);
-        assert_eq!(found[0], found[2]);
+        assert!(found.iter().all(|other| *other == found[0]), "the bits depend on the variant");
     }
 }
 
@@ -231,7 +237,9 @@ fn work_on_our_own_stream_stands_in_the_order_in_which_it_was_asked_for() {
     let product =
         Product { batch: 1, tokens, inputs: channels, outputs: channels, bias: false, residual: true };
     for on in on_hopper() {
-        let (weight, _) = on.buffer([channels * channels], 2);
+        // The rows keep their size.
+        let weights = uniform(channels * channels, 2).into_iter().map(|weight| 0.1 * weight).collect();
+        let weight = Buffer::of(on.stored(weights, [channels * channels]).0, on.target).unwrap();
         let silu = unary_plan(on.target, 1, tokens * channels, Unary::Silu).unwrap();
         let walk = |ring: Ring| {
             let plan = product.on_hopper(on.target, HOPPER, ring).unwrap();
@@ -242,7 +250,8 @@ fn work_on_our_own_stream_stands_in_the_order_in_which_it_was_asked_for() {
             }
             read(x)
         };
-        assert_eq!(walk(LARGE), walk(STATIC));
+        let found = walk(LARGE);
+        assert!(found.iter().all(|value| value.is_finite()) && found == walk(STATIC));
     }
 }
 

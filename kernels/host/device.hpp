@@ -38,6 +38,19 @@
 extern "C" unsigned char __start_device_shared[] __attribute__((weak));
 extern "C" unsigned char __stop_device_shared[] __attribute__((weak));
 
+// The model's functions are compiled with each kernel; or once, in a file with MODEL_HERE, for kernels in files with
+// MODEL_ELSEWHERE.
+#if defined(MODEL_HERE)
+#define MODEL
+#define MODEL_STATE
+#elif defined(MODEL_ELSEWHERE)
+#define MODEL inline __attribute__((gnu_inline))
+#define MODEL_STATE extern
+#else
+#define MODEL inline
+#define MODEL_STATE inline
+#endif
+
 namespace device {
 
 typedef unsigned short u16;
@@ -99,22 +112,22 @@ struct Machine {
   Index block;
 };
 
-inline Machine machine;
+MODEL_STATE Machine machine;
 
-[[noreturn]] inline void fail(const char* what) {
+[[noreturn]] MODEL void fail(const char* what) {
   std::fprintf(stderr, "device: %s (block %u, thread %u)\n", what, machine.block.x,
                machine.current ? machine.current->thread.x : 0);
   std::abort();
 }
 
-inline void wait(const u32* turn, u32 seen) {
+MODEL void wait(const u32* turn, u32 seen) {
   Fiber* self = machine.current;
   self->turn = turn;
   self->seen = seen;
   if (!_setjmp(self->resume)) _longjmp(machine.scheduler, 1);
 }
 
-inline void barrier() {
+MODEL void barrier() {
   if (++machine.arrived == machine.threads) {
     machine.arrived = 0;
     ++machine.turn;
@@ -123,14 +136,14 @@ inline void barrier() {
   }
 }
 
-inline void settle(Fiber* lanes);
+MODEL void settle(Fiber* lanes);
 // Of hopper.hpp.
-inline void settle_hopper(Fiber* lanes);
-inline void begin_hopper();
-inline void end_hopper();
-inline bool deliver_one();
+MODEL void settle_hopper(Fiber* lanes);
+MODEL void begin_hopper();
+MODEL void end_hopper();
+MODEL bool deliver_one();
 
-inline void exchange() {
+MODEL void exchange() {
   Fiber* self = machine.current;
   Warp& warp = machine.warps[self->warp];
   if (++warp.arrived == 32) {
@@ -147,12 +160,12 @@ inline void exchange() {
   }
 }
 
-inline bool in_shared(const void* address, size_t bytes) {
+MODEL bool in_shared(const void* address, size_t bytes) {
   const unsigned char* at = static_cast<const unsigned char*>(address);
   return at >= __start_device_shared && at + bytes <= __stop_device_shared;
 }
 
-inline void copy(const Copy& c) {
+MODEL void copy(const Copy& c) {
   if (c.valid) {
     std::memcpy(c.to, c.from, 16);
   } else {
@@ -160,26 +173,26 @@ inline void copy(const Copy& c) {
   }
 }
 
-inline float f16(u16 bits) {
+MODEL float f16(u16 bits) {
   _Float16 half;
   std::memcpy(&half, &bits, 2);
   return float(half);
 }
 
-inline float bf16(u16 bits) {
+MODEL float bf16(u16 bits) {
   u32 word = u32(bits) << 16;
   float value;
   std::memcpy(&value, &word, 4);
   return value;
 }
 
-inline u32 bits(float value) {
+MODEL u32 bits(float value) {
   u32 word;
   std::memcpy(&word, &value, 4);
   return word;
 }
 
-inline float real(u32 word) {
+MODEL float real(u32 word) {
   float value;
   std::memcpy(&value, &word, 4);
   return value;
@@ -192,7 +205,7 @@ inline float real(u32 word) {
 //   C, D: value v is row group + 8 (v / 2), column 2 pair + v % 2
 // in[0..4] is A, in[4..6] B, in[6..10] C. The device's own rounding inside a product is not specified; here the
 // sum is taken in f64 and rounded once.
-inline void multiply(Fiber* lanes, bool brain) {
+MODEL void multiply(Fiber* lanes, bool brain) {
   auto element = [&](u32 word, int high) {
     u16 half = u16(high ? word >> 16 : word);
     return double(brain ? bf16(half) : f16(half));
@@ -221,7 +234,7 @@ inline void multiply(Fiber* lanes, bool brain) {
 
 // ldmatrix.sync.aligned.m8n8.x4{.trans}.shared.b16: lane l brings the address of row l % 8 of matrix l / 8;
 // register r of lane l gets elements 2 (l % 4) and the next of row l / 4 of matrix r, transposed: of that column.
-inline void load_matrices(Fiber* lanes, bool transposed) {
+MODEL void load_matrices(Fiber* lanes, bool transposed) {
   u16 matrix[4][8][8];
   for (u32 lane = 0; lane < 32; ++lane) {
     std::memcpy(matrix[lane / 8][lane % 8], lanes[lane].exchange.address, 16);
@@ -236,7 +249,7 @@ inline void load_matrices(Fiber* lanes, bool transposed) {
   }
 }
 
-inline void settle(Fiber* lanes) {
+MODEL void settle(Fiber* lanes) {
   switch (lanes[0].exchange.kind) {
     case Collective::Shuffle:
       for (u32 i = 0; i < 32; ++i) {
@@ -261,15 +274,15 @@ inline void settle(Fiber* lanes) {
   }
 }
 
-inline void enter() {
+MODEL void enter() {
   machine.body(machine.argument);
   machine.current->done = true;
   _longjmp(machine.scheduler, 1);
 }
 
-inline bool ready(const Fiber& fiber) { return !fiber.done && (!fiber.turn || *fiber.turn != fiber.seen); }
+MODEL bool ready(const Fiber& fiber) { return !fiber.done && (!fiber.turn || *fiber.turn != fiber.seen); }
 
-inline void resume(Fiber& fiber) {
+MODEL void resume(Fiber& fiber) {
   machine.current = &fiber;
   fiber.turn = nullptr;
   if (_setjmp(machine.scheduler)) return;
@@ -280,7 +293,7 @@ inline void resume(Fiber& fiber) {
 
 constexpr size_t STACK = 128 * 1024;
 
-inline void run_block() {
+MODEL void run_block() {
   std::memset(__start_device_shared, 0xff, __stop_device_shared - __start_device_shared);
   std::vector<u32> order(machine.threads);
   for (u32 i = 0; i < machine.threads; ++i) {

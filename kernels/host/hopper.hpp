@@ -72,22 +72,22 @@ struct Hopper {
   std::vector<WarpProducts> warps;
 };
 
-inline Hopper hopper;
+MODEL_STATE Hopper hopper;
 
-inline u32 shared_offset(const void* at) {
+MODEL u32 shared_offset(const void* at) {
   const unsigned char* byte = static_cast<const unsigned char*>(at);
   if (byte < __start_device_shared || byte >= __stop_device_shared) fail("an address outside of shared memory");
   return u32(byte - __start_device_shared) + SHARED_BASE;
 }
 
-inline unsigned char* shared_byte(u32 address, u32 bytes) {
+MODEL unsigned char* shared_byte(u32 address, u32 bytes) {
   u32 size = u32(__stop_device_shared - __start_device_shared);
   if (address < SHARED_BASE || address - SHARED_BASE + bytes > size) fail("an access outside of shared memory");
   return __start_device_shared + (address - SHARED_BASE);
 }
 
 // The swizzle of TMA and wgmma, of an address: bits 4 and up xored with bits 7 and up.
-inline u32 swizzled(u32 address, u32 width) {
+MODEL u32 swizzled(u32 address, u32 width) {
   switch (width) {
     case 128:
       return address ^ ((address >> 7 & 7) << 4);
@@ -99,20 +99,20 @@ inline u32 swizzled(u32 address, u32 width) {
   fail("a swizzle of no such width");
 }
 
-inline Barrier& barrier_at(u32 address) {
+MODEL Barrier& barrier_at(u32 address) {
   auto found = hopper.barriers.find(address);
   if (found == hopper.barriers.end()) fail("a barrier that was never opened");
   return found->second;
 }
 
-inline void settle_barrier(Barrier& barrier) {
+MODEL void settle_barrier(Barrier& barrier) {
   if (barrier.missing == 0 && barrier.bytes == 0) {
     barrier.missing = barrier.count;
     ++barrier.turn;
   }
 }
 
-inline void arrive(u32 address, long bytes) {
+MODEL void arrive(u32 address, long bytes) {
   Barrier& barrier = barrier_at(address);
   if (barrier.missing == 0) fail("more threads arrive at a barrier than it counts");
   barrier.bytes += bytes;
@@ -121,7 +121,7 @@ inline void arrive(u32 address, long bytes) {
 }
 
 // One row of a box, zeros outside of the tensor.
-inline void deliver_row(const TensorMap& map, u32 to, const long long (&at)[4]) {
+MODEL void deliver_row(const TensorMap& map, u32 to, const long long (&at)[4]) {
   bool inside = true;
   const unsigned char* row = map.base;
   for (u32 i = 1; i < 4; ++i) {
@@ -137,7 +137,7 @@ inline void deliver_row(const TensorMap& map, u32 to, const long long (&at)[4]) 
 }
 
 // Im2col (PTX ISA, "Tensor im2col mode"): pixels in the order x, y, picture, within the bounding box.
-inline void deliver_pixels(const Load& load) {
+MODEL void deliver_pixels(const Load& load) {
   const TensorMap& map = load.map;
   int at[2] = {load.at[1], load.at[2]}, picture = load.at[3];
   for (u32 pixel = 0; pixel < map.box[1]; ++pixel) {
@@ -153,7 +153,7 @@ inline void deliver_pixels(const Load& load) {
   }
 }
 
-inline void deliver(const Load& load) {
+MODEL void deliver(const Load& load) {
   const TensorMap& map = load.map;
   if (load.im2col) {
     deliver_pixels(load);
@@ -170,7 +170,7 @@ inline void deliver(const Load& load) {
 }
 
 // Lets one of the loads under way happen; false if there is none.
-inline bool deliver_one() {
+MODEL bool deliver_one() {
   if (hopper.loads.empty()) return false;
   size_t chosen = machine.order == 1 ? hopper.loads.size() - 1 : 0;
   if (machine.order == 2) chosen = (machine.random >> 33) % hopper.loads.size();
@@ -180,18 +180,18 @@ inline bool deliver_one() {
   return true;
 }
 
-inline bool overlaps(std::pair<u32, u32> a, std::pair<u32, u32> b) { return a.first < b.second && b.first < a.second; }
+MODEL bool overlaps(std::pair<u32, u32> a, std::pair<u32, u32> b) { return a.first < b.second && b.first < a.second; }
 
 // Whether a product that is under way reads of these bytes: in wgmma.hpp.
-inline bool being_read(const WarpProducts& warp, std::pair<u32, u32> range);
+MODEL bool being_read(const WarpProducts& warp, std::pair<u32, u32> range);
 
-inline void begin_hopper() {
+MODEL void begin_hopper() {
   hopper.barriers.clear();
   hopper.loads.clear();
   hopper.warps.assign(machine.warps.size(), WarpProducts{});
 }
 
-inline void end_hopper() {
+MODEL void end_hopper() {
   if (!hopper.loads.empty()) fail("a block ended before its loads");
   for (const WarpProducts& warp : hopper.warps) {
     if (!warp.open.empty() || !warp.groups.empty()) fail("a warp ended before its products");
@@ -235,7 +235,7 @@ inline void prefetch_map(const TensorMap*) {}
 namespace device {
 
 // Checks a load, and issues it.
-inline void issue(const Load& load) {
+MODEL void issue(const Load& load) {
   const TensorMap& map = load.map;
   if (load.to % 128 != 0) fail("a box not aligned to 128");
   if (2 * map.box[0] != map.swizzle) fail("a box whose rows are not as wide as the swizzle");

@@ -3,7 +3,7 @@
 
 namespace device {
 
-inline double value_of(u16 half) {
+MODEL double value_of(u16 half) {
 #if defined(ELEM_BF16)
   return bf16(half);
 #else
@@ -51,12 +51,12 @@ struct Matrix {
 
 constexpr u32 POISON = 0x7fc0dead;
 
-inline bool reads(const Product& product, std::pair<u32, u32> range) {
+MODEL bool reads(const Product& product, std::pair<u32, u32> range) {
   if (!product.by_rows && overlaps(Matrix(product.a).range(64), range)) return true;
   return overlaps(Matrix(product.b, product.by_rows).range(product.columns), range);
 }
 
-inline bool being_read(const WarpProducts& warp, std::pair<u32, u32> range) {
+MODEL bool being_read(const WarpProducts& warp, std::pair<u32, u32> range) {
   for (const Product& product : warp.open) {
     if (reads(product, range)) return true;
   }
@@ -71,7 +71,7 @@ inline bool being_read(const WarpProducts& warp, std::pair<u32, u32> range) {
 // D of m64nNk16: value i of a lane is row 16 warp + lane / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (lane % 4) + i % 2.
 // A in registers: register r of a lane is row 16 warp + lane / 4 + 8 (r % 2), columns 2 (lane % 4) + 8 (r / 2) and the
 // next. As for mma.sync, 16 products and the sum before are added up in f64 and rounded once.
-inline void compute(const Product& product, u32 warp, std::vector<float>& sums) {
+MODEL void compute(const Product& product, u32 warp, std::vector<float>& sums) {
   Matrix b(product.b, product.by_rows);
   u32 count = product.columns / 2;
   double left[16][16];
@@ -101,18 +101,18 @@ inline void compute(const Product& product, u32 warp, std::vector<float>& sums) 
 }
 
 // Copies a warp's sums from (or to) its lanes' registers.
-inline void gather(const Product& product, std::vector<float>& sums) {
+MODEL void gather(const Product& product, std::vector<float>& sums) {
   u32 count = product.columns / 2;
   sums.resize(32 * count);
   for (u32 lane = 0; lane < 32; ++lane) std::memcpy(&sums[lane * count], product.sums[lane], 4 * count);
 }
 
-inline void scatter(const Product& product, const std::vector<float>& sums) {
+MODEL void scatter(const Product& product, const std::vector<float>& sums) {
   u32 count = product.columns / 2;
   for (u32 lane = 0; lane < 32; ++lane) std::memcpy(product.sums[lane], &sums[lane * count], 4 * count);
 }
 
-inline void compare_with_group(u32 warp, const Product& product) {
+MODEL void compare_with_group(u32 warp, const Product& product) {
   size_t turn = hopper.warps[warp].issued.size();
   hopper.warps[warp].issued.push_back(product);
   for (u32 other = warp / 4 * 4; other < warp / 4 * 4 + 4; ++other) {
@@ -126,7 +126,7 @@ inline void compare_with_group(u32 warp, const Product& product) {
   }
 }
 
-inline void issue_product(Fiber* lanes, u32 warp) {
+MODEL void issue_product(Fiber* lanes, u32 warp) {
   WarpProducts& state = hopper.warps[warp];
   const Exchange& first = lanes[0].exchange;
   Product product{first.a, first.b, first.in[0], first.in[1] != 0, first.factors != nullptr, {}, {}};
@@ -157,7 +157,7 @@ inline void issue_product(Fiber* lanes, u32 warp) {
   state.open.push_back(product);
 }
 
-inline void wait_for_products(WarpProducts& state, u32 warp, size_t pending) {
+MODEL void wait_for_products(WarpProducts& state, u32 warp, size_t pending) {
   std::vector<Product> over;
   while (state.groups.size() > pending) {
     for (const Product& product : state.groups.front()) {
@@ -183,7 +183,7 @@ inline void wait_for_products(WarpProducts& state, u32 warp, size_t pending) {
   state.fenced = false;
 }
 
-inline void settle_hopper(Fiber* lanes) {
+MODEL void settle_hopper(Fiber* lanes) {
   u32 warp = lanes[0].warp;
   WarpProducts& state = hopper.warps[warp];
   switch (lanes[0].exchange.kind) {
@@ -206,7 +206,7 @@ inline void settle_hopper(Fiber* lanes) {
   }
 }
 
-inline void meet(Collective kind, u32 first = 0) {
+MODEL void meet(Collective kind, u32 first = 0) {
   Exchange& e = machine.current->exchange;
   e.kind = kind;
   e.in[0] = first;

@@ -57,9 +57,9 @@ int attribute(int which) {
 
 }  // namespace
 
-Result cuda::ready(const char* call) {
+Result cuda::ready(const char* call, bool context) {
   if (!initialised) return violation(NOT_INITIALIZED, "%s: before cuInit", call);
-  if (!current) return violation(INVALID_CONTEXT, "%s: this thread has no current context", call);
+  if (context && !current) return violation(INVALID_CONTEXT, "%s: this thread has no current context", call);
   return SUCCESS;
 }
 

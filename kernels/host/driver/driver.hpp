@@ -49,11 +49,14 @@ constexpr size_t STATIC_SHARED = 48 * 1024;
 // The most that a block may have: of the programming guide's table of compute capabilities.
 inline size_t most_shared() { return (capability() >= 90 ? 227 : 163) * 1024; }
 
-// Needed before any work: cuInit and a context of this thread.
-Result ready(const char* call);
-#define READY()                                          \
+// Needed before any work: cuInit and, but for what is done with an event alone, a context of this thread.
+Result ready(const char* call, bool context);
+#define READY_ANYWHERE()                                   \
   std::lock_guard<std::recursive_mutex> guard(cuda::lock); \
-  if (cuda::Result refused = cuda::ready(__func__)) return refused
+  if (cuda::Result refused = cuda::ready(__func__, false)) return refused
+#define READY()                                            \
+  std::lock_guard<std::recursive_mutex> guard(cuda::lock); \
+  if (cuda::Result refused = cuda::ready(__func__, true)) return refused
 
 // For each stream, how much of its work is known to be done.
 typedef std::vector<uint64_t> Clock;

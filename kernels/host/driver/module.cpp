@@ -52,12 +52,6 @@ std::vector<std::unique_ptr<Module>> modules;
 // For the signal handler: what runs.
 const char* running = "";
 
-// Those of harness.py, and addresses of vectors.
-const char* const FLAGS =
-    "-std=c++17 -O1 -fPIC -shared -Wall -Wno-unknown-pragmas -Wno-psabi -Werror "
-    "-fsanitize=bounds,shift,signed-integer-overflow,integer-divide-by-zero,alignment "
-    "-fsanitize-undefined-trap-on-error -U_FORTIFY_SOURCE -fno-gnu-unique -Wl,-Bsymbolic";
-
 std::string read(const std::string& path) {
   std::ifstream file(path);
   std::stringstream text;
@@ -72,18 +66,31 @@ uint64_t digest(const std::string& text) {
   return hash;
 }
 
+// The element type that a source begins with: ELEM_F32, ELEM_F16 or ELEM_BF16.
+std::string element(const std::string& source) {
+  const size_t after_define = 8;
+  return source.substr(after_define, source.find(' ', after_define) - after_define);
+}
+
 // What g++ compiles.
 std::string program(const std::string& source) {
-  size_t first_line = source.find('\n') + 1;
-  std::string text = source.substr(0, first_line) + "#include \"" HOST "/driver/launch.hpp\"\n" + source.substr(first_line);
+  std::string text = "#include \"" + element(source) + ".hpp\"\n" + source;
   for (const std::string& entry : entries(source)) text += "DESCRIBE(" + entry + ")\n";
-  bool brain = source.compare(0, first_line, "#define ELEM_BF16 1\n") == 0;
+  uint32_t named = element(source) == "ELEM_BF16" ? ELEMENT_BFLOAT16 : ELEMENT_FLOAT16;
   // Of Facts: threads of a block, shared memory, whether a launch brings it, the element type as a tensor map names it.
   text += "#ifndef DYNAMIC\n#define DYNAMIC 0\n#endif\n"
           "extern \"C\" void facts(unsigned* to) {\n  to[0] = THREADS;\n"
           "  to[1] = unsigned(__stop_device_shared - __start_device_shared);\n"
-          "  to[2] = DYNAMIC;\n  to[3] = " + std::to_string(brain ? ELEMENT_BFLOAT16 : ELEMENT_FLOAT16) + ";\n}\n";
+          "  to[2] = DYNAMIC;\n  to[3] = " + std::to_string(named) + ";\n}\n";
   return text;
+}
+
+// Where `build` has put this library and the models.
+std::string home() {
+  Dl_info info;
+  dladdr(reinterpret_cast<void*>(&home), &info);
+  std::string path = info.dli_fname;
+  return path.substr(0, path.rfind('/'));
 }
 
 std::string folder() {
@@ -99,14 +106,16 @@ std::string folder() {
 // compile the same: each writes a file of its own and gives it its name when it is whole.
 std::string compiled(const std::string& source) {
   static const std::string model = read(HOST "/device.hpp") + read(HOST "/hopper.hpp") + read(HOST "/wgmma.hpp") +
-                                   read(HOST "/driver/launch.hpp") + FLAGS;
+                                   read(HOST "/driver/launch.hpp") + FLAGS + __VERSION__;
   std::string text = program(source);
   char name[32];
   std::snprintf(name, sizeof name, "/%016lx", digest(model + text));
   std::string path = folder() + name, own = path + "-" + std::to_string(getpid());
   if (access((path + ".so").c_str(), R_OK) == 0) return path + ".so";
   std::ofstream(own + ".cpp") << text;
-  std::string command = std::string("g++ ") + FLAGS + " '" + own + ".cpp' -o '" + own + ".so' >&2";
+  std::string model_of = " '-I" + home() + "' '" + home() + "/" + element(source) + ".o' ";
+  // Nothing is shared between the libraries of two kernels.
+  std::string command = "g++ " FLAGS " -shared -Wl,-Bsymbolic '" + own + ".cpp'" + model_of + "-o '" + own + ".so' >&2";
   int status = std::system(command.c_str());
   if (status != 0) return "";
   unlink((own + ".cpp").c_str());

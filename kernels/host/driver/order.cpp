@@ -239,7 +239,7 @@ API Result cuEventCreate(void** handle, unsigned flags) {
 }
 
 API Result cuEventDestroy_v2(void* handle) {
-  READY();
+  READY_ANYWHERE();
   EVENT(event, handle);
   events.erase(event);
   return SUCCESS;
@@ -278,7 +278,7 @@ API Result cuCtxWaitEvent(void*, void* handle) {
 }
 
 API Result cuEventSynchronize(void* handle) {
-  READY();
+  READY_ANYWHERE();
   EVENT(event, handle);
   RECORDED(event);
   wait_for(event->clock);
@@ -297,11 +297,11 @@ static Result elapsed(const char* call, float* milliseconds, void* from, void* t
 }
 
 API Result cuEventElapsedTime(float* milliseconds, void* from, void* to) {
-  READY();
+  READY_ANYWHERE();
   return elapsed(__func__, milliseconds, from, to);
 }
 
 API Result cuEventElapsedTime_v2(float* milliseconds, void* from, void* to) {
-  READY();
+  READY_ANYWHERE();
   return elapsed(__func__, milliseconds, from, to);
 }

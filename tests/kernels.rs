@@ -1,6 +1,7 @@
 //! The kernels of `kernels/` against their definitions: WGSL on whatever wgpu adapter there is, CUDA on an NVIDIA GPU,
-//! where AQUATINT_CUDA_KERNELS is set here. Without a device every test of its kernels is reported as ignored, with the
-//! reason; AQUATINT_REQUIRE_WGPU and AQUATINT_REQUIRE_CUDA make that a failure.
+//! where AQUATINT_CUDA_KERNELS is set here, or on the software driver of `kernels/host/driver` (see `kernels/README.md`).
+//! Without a device every test of its kernels is reported as ignored, with the reason; AQUATINT_REQUIRE_WGPU and
+//! AQUATINT_REQUIRE_CUDA make that a failure.
 
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[path = "ops/definitions.rs"]
@@ -38,6 +39,7 @@ mod on_gpu {
 
     use aquatint::ops::{self, Activation, Conv2d, DenoiseRow, Estimate, Gelu, Guided, Mask, Slot, Source};
     use aquatint::{DeviceChoice, LoadOptions, Pipeline, Precision, Request};
+    use burn::backend::DispatchDevice;
     use burn::tensor::{DType, Device, DeviceType, Tensor};
     use cubecl::logging::{LaunchObservation, LaunchObserver};
     use libtest_mimic::{Arguments, Failed, Trial};
@@ -98,11 +100,10 @@ mod on_gpu {
     /// A kernel that is passed over would let burn's own operations stand every other test.
     fn every_operation_launches_its_kernel_and_nothing_else(on: &On, names: &Names) {
         for &dtype in on.dtypes {
-            let ones = |count| Tensor::<1>::ones([count], (&on.device, dtype));
             let tokens = dense(on.random([2, 5, 24], dtype, 1, 1.0).0);
             let map = dense(on.random([2, 3, 5, 24], dtype, 2, 1.0).0);
             let large = dense(on.random([1, 40, 40, 24], dtype, 3, 1.0).0);
-            let (affine, eps) = (ones(24), 1e-5);
+            let (affine, eps) = (on.ones(24, dtype), 1e-5);
             let group_norm =
                 |x: &Tensor<4>| ops::group_norm(x.clone(), 4, &affine, &affine, eps, Activation::Silu);
             let found = launches(|| drop(ops::layer_norm(tokens.clone(), &affine, &affine, eps)));
@@ -111,7 +112,7 @@ mod on_gpu {
             assert_eq!(launches(|| drop(group_norm(&large))), names.group_norm[1]);
             let weight = dense(on.random([40, 24], dtype, 4, 1.0).0);
             let kernel = dense(on.random([32, 3, 3, 24], dtype, 5, 1.0).0);
-            let token = dense(tokens.clone().narrow(1, 2, 1));
+            let token = dense(on.narrow(&tokens, 1, 2, 1));
             assert_eq!(launches(|| drop(ops::linear(token.clone(), &weight, None))), [names.one_row]);
             let walk = Conv2d { stride: 1, padding: [1; 4] };
             assert_eq!(launches(|| drop(ops::linear(tokens.clone(), &weight, None))), ["matmul"]);
@@ -374,6 +375,16 @@ mod on_gpu {
         ),
     ];
 
+    /// What burn's own operations are needed for: views, slots of several buffers, the rest of a network.
+    const GENERATED: &[&str] = &[
+        "a_denoising_step_takes_half_as_many_launches_as_burns_own_operations",
+        "a_denoising_step_ends_in_one_launch_and_gathers_rows_only_once",
+        "a_batch_of_four_takes_few_launches_beside_the_network",
+        "a_job_of_many_pictures_ends_its_step_in_several_launches",
+        "a_view_gives_the_bits_of_its_copy",
+        "a_transformers_view_gives_the_bits_of_its_copy",
+    ];
+
     /// The kernels of one language, on the first device that runs them.
     struct Backend {
         name: &'static str,
@@ -411,10 +422,29 @@ mod on_gpu {
         dtypes: &'static [DType],
         rounds_weights: bool,
     ) -> Result<On, String> {
+        // Set where the device is the software driver's, which runs the kernels of `kernels/` alone.
+        let software = kind == DeviceType::Cuda && std::env::var_os("AQUATINT_CUDA_CAPABILITY").is_some();
         let devices = catch_unwind(|| Device::enumerate(kind).into_vec());
         let device = devices.ok().and_then(|devices| devices.into_iter().next()).ok_or(none)?;
         let has = dtypes.iter().take_while(|&&dtype| device.supports_dtype(dtype)).count();
-        Ok(On { device, dtypes: &dtypes[..has], slack: 4.0, sums: Sums::F32, rounds_weights })
+        Ok(On {
+            device,
+            dtypes: &dtypes[..has],
+            slack: 4.0,
+            sums: Sums::F32,
+            rounds_weights,
+            generated: !software,
+        })
+    }
+
+    /// Runs a test; on the software driver with each buffer in memory of its own, beyond which nothing can be touched.
+    fn run(on: &On, test: Box<dyn Fn(&On) + Send>) {
+        match on.device.as_dispatch() {
+            DispatchDevice::Cube(device) if !on.generated => {
+                device.client().memory_dedicated_allocation(test, |test| test(on));
+            }
+            _ => test(on),
+        }
     }
 
     fn trials(backend: &Backend) -> Vec<Trial> {
@@ -429,22 +459,25 @@ mod on_gpu {
                     .collect();
             }
         };
-        let run = |name, test: Box<dyn Fn(&On) + Send>| {
+        let trial = |name, test: Box<dyn Fn(&On) + Send>| {
+            let left_out = !on.generated && GENERATED.contains(&name);
             let on = on.clone();
-            Trial::test(format!("{prefix}::{name}"), move || {
-                test(&on);
+            let trial = Trial::test(format!("{prefix}::{name}"), move || {
+                run(&on, test);
                 Ok::<(), Failed>(())
-            })
+            });
+            let kind = if left_out { "needs kernels that cubecl generates" } else { "" };
+            trial.with_kind(kind).with_ignored_flag(left_out)
         };
         let names = backend.names;
         let launches = move |on: &On| every_operation_launches_its_kernel_and_nothing_else(on, names);
-        let tests = TESTS.iter().map(|&(name, test)| run(name, Box::new(test)));
+        let tests = TESTS.iter().map(|&(name, test)| trial(name, Box::new(test)));
         // What a device lacks of every test is named as left out.
         let lacking = backend.dtypes.iter().skip(on.dtypes.len()).map(|dtype| {
             let name = format!("{prefix}::every_operation_in_{dtype:?}").to_lowercase();
             Trial::test(name, || Ok(())).with_kind("the device lacks the type").with_ignored_flag(true)
         });
-        tests.chain([run(LAUNCHES, Box::new(launches))]).chain(lacking).collect()
+        tests.chain([trial(LAUNCHES, Box::new(launches))]).chain(lacking).collect()
     }
 
     const LAUNCHES: &str = "every_operation_launches_its_kernel_and_nothing_else";

@@ -23,6 +23,7 @@ fn cpu() -> On {
         slack: 1.0,
         sums: Sums::F64,
         rounds_weights: false,
+        generated: true,
     }
 }
 

@@ -98,6 +98,8 @@ def hopper_tiles_of_keys(constants):
     return 128 * block.boxes * rows + 8 + 24 * block.stages + 1024
 
 
+ROWS = ("common.cuh", "rows.cuh")
+GATED = ("common.cuh", "gated.cuh")
 GEMM = ("common.cuh", "mma.cuh", "gemm.cuh")
 # The machine code of mma.sync with f32 sums; of wgmma and of TMA's loads of a box.
 MMA = ("HMMA.16816.F32",)
@@ -105,12 +107,12 @@ WGMMA = ("HGMMA", "UTMALDG")
 
 OPERATIONS = {
     "group_norm": Operation(("common.cuh", "group_norm.cu"), ("group_norm_statistics", "group_norm"), widths),
-    "layer_norm": Operation(("common.cuh", "layer_norm.cu"), ("layer_norm", "layer_norm_modulate"), rows),
-    "rms_norm": Operation(("common.cuh", "rms_norm.cu"), ("rms_norm",), rows),
-    "qk_norm_rope": Operation(("common.cuh", "qk_norm_rope.cu"), ("qk_norm_rope",), pairs),
+    "layer_norm": Operation((*ROWS, "layer_norm.cu"), ("layer_norm", "layer_norm_modulate"), rows),
+    "rms_norm": Operation((*ROWS, "rms_norm.cu"), ("rms_norm",), rows),
+    "qk_norm_rope": Operation((*ROWS, "qk_norm_rope.cu"), ("qk_norm_rope",), pairs),
     "gate_residual": Operation(("common.cuh", "gate_residual.cu"), ("gate_residual",), widths),
-    "geglu": Operation(("common.cuh", "geglu.cu"), ("geglu",), widths),
-    "swiglu": Operation(("common.cuh", "swiglu.cu"), ("swiglu",), widths),
+    "geglu": Operation((*GATED, "geglu.cu"), ("geglu",), widths),
+    "swiglu": Operation((*GATED, "swiglu.cu"), ("swiglu",), widths),
     "bias_gelu": Operation(("common.cuh", "bias_gelu.cu"), ("bias_gelu", "bias_gelu_tanh"), widths),
     "activation": Operation(("common.cuh", "activation.cu"), ("activation",), widths),
     "upsample_nearest_2x": Operation(

@@ -1,8 +1,8 @@
 // What every kernel shares: the element type, packed loads, warp sums, activations, asynchronous copies, the end of a
 // matrix product.
 //
-// The launcher puts these parts together, in this order: its prelude of #define lines, common.cuh, for the
-// matrix kernels mma.cuh (and gemm.cuh), the operation's file. Nothing is included at run time.
+// The launcher puts these parts together, in this order: its prelude of #define lines, common.cuh, the parts that the
+// operation's file names, that file. Nothing is included at run time.
 // Prelude: one of ELEM_F32, ELEM_F16, ELEM_BF16, then the constants that the operation's file names.
 // With AQUATINT_HOST, ../host/device.hpp stands in for the device; see ../README.md.
 

@@ -6,18 +6,16 @@
 // x, y: [rows, channels], contiguous; f32, f16 or bf16; computed in f32
 // One warp a row, which it holds in registers. The second pass, over x - mean, also finds what rounding left of the
 // mean, so that a mean far larger than the deviation costs no digits.
-// constants: WIDTH, elements an access: 1, or CHUNK (4 in f32, 8 in f16 and bf16) where `channels` is a multiple
-//   of it and the buffers start at multiples of 16 bytes; PACKS = ceil(channels / (32 * WIDTH))
-// launch: 128 threads, ceil(rows / 4) blocks
+// parts: common.cuh, rows.cuh, this file
+// constants: those of rows.cuh; WIDTH 1, or CHUNK (4 in f32, 8 in f16 and bf16) where `channels` is a multiple of it and
+//   the buffers start at multiples of 16 bytes
+// launch: that of rows.cuh
 // limits: PACKS * WIDTH <= 128 at WIDTH = CHUNK, so channels <= 4096 in every dtype; PACKS <= 64 at WIDTH 1, so channels
 //   <= 2048 (128 would not fit into registers); rows < 2^32 - 4
 // parameters: u32 rows, u32 channels, float eps, u32 picture (rows of one; layer_norm does not read it)
 // reference: ops::norm::layer_norm_reference, ops::modulate::layer_norm_modulate_reference; proof: ../host/cases/norm.py,
 //   ../host/cases/transformer.py; test: tests/kernels.rs
 // Has never run on a GPU; launched where the environment has AQUATINT_CUDA_KERNELS=1 alone.
-
-#define THREADS 128
-#define WARPS (THREADS / 32)
 
 struct Params {
   u32 rows;
@@ -29,8 +27,7 @@ struct Params {
 template <bool MODULATE>
 INLINE void normalise(const elem* __restrict__ x, const elem* __restrict__ weight, const elem* __restrict__ bias,
                       elem* __restrict__ y, const Params& params) {
-  u32 lane = threadIdx.x % 32;
-  u32 row = blockIdx.x * WARPS + threadIdx.x / 32;
+  u32 row = own_row();
   // A whole warp leaves together.
   if (row >= params.rows) return;
   const elem* from = x + size_t(row) * params.channels;
@@ -38,26 +35,20 @@ INLINE void normalise(const elem* __restrict__ x, const elem* __restrict__ weigh
   size_t affine = MODULATE ? size_t(row / params.picture) * params.channels : 0;
   float share = __fdividef(1.0f, float(params.channels));
 
-  float values[PACKS][WIDTH] = {};
+  float values[PACKS][WIDTH];
+  load_row(values, from, params.channels);
   float sum = 0.0f;
 #pragma unroll
   for (int i = 0; i < PACKS; ++i) {
-    u32 channel = (i * 32 + lane) * WIDTH;
-    if (channel < params.channels) {
-      Pack<WIDTH> pack = load<WIDTH>(from + channel);
 #pragma unroll
-      for (int j = 0; j < WIDTH; ++j) {
-        values[i][j] = to_f32(pack.values[j]);
-        sum += values[i][j];
-      }
-    }
+    for (int j = 0; j < WIDTH; ++j) sum += values[i][j];
   }
   float mean = warp_sum(sum) * share;
 
   float rest = 0.0f, squares = 0.0f;
 #pragma unroll
   for (int i = 0; i < PACKS; ++i) {
-    if ((i * 32 + lane) * WIDTH < params.channels) {
+    if (first_channel(i) < params.channels) {
 #pragma unroll
       for (int j = 0; j < WIDTH; ++j) {
         values[i][j] -= mean;
@@ -72,7 +63,7 @@ INLINE void normalise(const elem* __restrict__ x, const elem* __restrict__ weigh
 
 #pragma unroll
   for (int i = 0; i < PACKS; ++i) {
-    u32 channel = (i * 32 + lane) * WIDTH;
+    u32 channel = first_channel(i);
     if (channel < params.channels) {
       Pack<WIDTH> scale = load<WIDTH>(weight + affine + channel);
       Pack<WIDTH> offset = load<WIDTH>(bias + affine + channel);

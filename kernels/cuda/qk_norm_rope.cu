@@ -6,16 +6,13 @@
 // q, q_out: [rows, q_heads, head_dim], k, k_out: [rows, k_heads, head_dim], q_weight, k_weight: [head_dim], contiguous; f32,
 //   f16 or bf16; cosines, sines: [tokens, head_dim / 2] in f32, row r is token r % tokens; computed in f32
 // One warp a head, which it holds in registers; q's heads before k's in each row.
-// constants: WIDTH, elements an access: 4 where head_dim is a multiple of it, else 2; PACKS = ceil(head_dim / (32 * WIDTH))
-// launch: 128 threads, ceil(rows * (q_heads + k_heads) / 4) blocks
+// parts: common.cuh, rows.cuh, this file
+// constants, launch: those of rows.cuh, whose rows are the heads; WIDTH 4 where head_dim is a multiple of it, else 2
 // limits: head_dim <= 256 (what variants.py compiles); rows * (q_heads + k_heads) < 2^32 - 4; elements below
 //   1e19 / sqrt(head_dim), whose squares f32 can add up
 // parameters: u32 rows, u32 tokens, u32 q_heads, u32 k_heads, u32 head_dim, float eps
 // reference: ops::rope::reference; proof: ../host/cases/transformer.py; test: tests/kernels.rs
 // Has never run on a GPU; launched where the environment has AQUATINT_CUDA_KERNELS=1 alone.
-
-#define THREADS 128
-#define WARPS (THREADS / 32)
 
 struct Params {
   u32 rows;
@@ -31,8 +28,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                  const elem* __restrict__ k_weight, const float* __restrict__ cosines,
                  const float* __restrict__ sines, elem* __restrict__ q_out, elem* __restrict__ k_out,
                  const __grid_constant__ Params params) {
-  u32 lane = threadIdx.x % 32;
-  u32 index = blockIdx.x * WARPS + threadIdx.x / 32;
+  u32 index = own_row();
   u32 heads = params.q_heads + params.k_heads;
   u32 row = index / heads;
   // A whole warp leaves together.
@@ -45,22 +41,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
   elem* to = (of_q ? q_out : k_out) + place * params.head_dim;
   size_t angles = size_t(row % params.tokens) * (params.head_dim / 2);
 
-  float values[PACKS][WIDTH] = {};
-  float squares = 0.0f;
-#pragma unroll
-  for (int i = 0; i < PACKS; ++i) {
-    u32 channel = (i * 32 + lane) * WIDTH;
-    if (channel < params.head_dim) {
-      to_f32(values[i], load<WIDTH>(from + channel));
-#pragma unroll
-      for (int j = 0; j < WIDTH; ++j) squares += values[i][j] * values[i][j];
-    }
-  }
-  float factor = rsqrtf(__fdividef(warp_sum(squares), float(params.head_dim)) + params.eps);
+  float values[PACKS][WIDTH];
+  load_row(values, from, params.head_dim);
+  float factor = rms_factor(values, params.head_dim, params.eps);
 
 #pragma unroll
   for (int i = 0; i < PACKS; ++i) {
-    u32 channel = (i * 32 + lane) * WIDTH;
+    u32 channel = first_channel(i);
     if (channel < params.head_dim) {
       Pack<WIDTH> pack = load<WIDTH>(weight + channel);
 #pragma unroll

@@ -2,18 +2,16 @@
 //
 // x, y: [rows, channels], weight: [channels], contiguous; f32, f16 or bf16; computed in f32
 // One warp a row, which it holds in registers.
-// constants: WIDTH, elements an access: 1, or CHUNK (4 in f32, 8 in f16 and bf16) where `channels` is a multiple
-//   of it and the buffers start at multiples of 16 bytes; PACKS = ceil(channels / (32 * WIDTH))
-// launch: 128 threads, ceil(rows / 4) blocks
+// parts: common.cuh, rows.cuh, this file
+// constants: those of rows.cuh; WIDTH 1, or CHUNK (4 in f32, 8 in f16 and bf16) where `channels` is a multiple of it and
+//   the buffers start at multiples of 16 bytes
+// launch: that of rows.cuh
 // limits: PACKS * WIDTH <= 128 at WIDTH = CHUNK, so channels <= 4096 in every dtype; PACKS <= 64 at WIDTH 1, so channels
 //   <= 2048 (128 would not fit into registers); rows < 2^32 - 4; elements below
 //   1e19 / sqrt(channels), whose squares f32 can add up
 // parameters: u32 rows, u32 channels, float eps, u32 padding
 // reference: ops::norm::rms_norm_reference; proof: ../host/cases/transformer.py; test: tests/kernels.rs
 // Has never run on a GPU; launched where the environment has AQUATINT_CUDA_KERNELS=1 alone.
-
-#define THREADS 128
-#define WARPS (THREADS / 32)
 
 struct Params {
   u32 rows;
@@ -25,29 +23,19 @@ struct Params {
 extern "C" __global__ void __launch_bounds__(THREADS)
     rms_norm(const elem* __restrict__ x, const elem* __restrict__ weight, elem* __restrict__ y,
              const __grid_constant__ Params params) {
-  u32 lane = threadIdx.x % 32;
-  u32 row = blockIdx.x * WARPS + threadIdx.x / 32;
+  u32 row = own_row();
   // A whole warp leaves together.
   if (row >= params.rows) return;
   const elem* from = x + size_t(row) * params.channels;
   elem* to = y + size_t(row) * params.channels;
 
-  float values[PACKS][WIDTH] = {};
-  float squares = 0.0f;
-#pragma unroll
-  for (int i = 0; i < PACKS; ++i) {
-    u32 channel = (i * 32 + lane) * WIDTH;
-    if (channel < params.channels) {
-      to_f32(values[i], load<WIDTH>(from + channel));
-#pragma unroll
-      for (int j = 0; j < WIDTH; ++j) squares += values[i][j] * values[i][j];
-    }
-  }
-  float factor = rsqrtf(__fdividef(warp_sum(squares), float(params.channels)) + params.eps);
+  float values[PACKS][WIDTH];
+  load_row(values, from, params.channels);
+  float factor = rms_factor(values, params.channels, params.eps);
 
 #pragma unroll
   for (int i = 0; i < PACKS; ++i) {
-    u32 channel = (i * 32 + lane) * WIDTH;
+    u32 channel = first_channel(i);
     if (channel < params.channels) {
       Pack<WIDTH> pack = load<WIDTH>(weight + channel);
 #pragma unroll

@@ -9,10 +9,10 @@ use crate::ops::activation::{Gate, Unary};
 
 const ACTIVATION_WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/activation.wgsl");
 const ACTIVATION_CUDA: Source = source!("cuda/common.cuh", "cuda/activation.cu");
-const GEGLU_WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/geglu.wgsl");
-const GEGLU_CUDA: Source = source!("cuda/common.cuh", "cuda/geglu.cu");
-const SWIGLU_WGSL: Source = source!("wgsl/swiglu.wgsl");
-const SWIGLU_CUDA: Source = source!("cuda/common.cuh", "cuda/swiglu.cu");
+const GEGLU_WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/gated.wgsl", "wgsl/geglu.wgsl");
+const GEGLU_CUDA: Source = source!("cuda/common.cuh", "cuda/gated.cuh", "cuda/geglu.cu");
+const SWIGLU_WGSL: Source = source!("wgsl/gated.wgsl", "wgsl/swiglu.wgsl");
+const SWIGLU_CUDA: Source = source!("cuda/common.cuh", "cuda/gated.cuh", "cuda/swiglu.cu");
 const BIAS_GELU_WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/bias_gelu.wgsl");
 const BIAS_GELU_CUDA: Source = source!("cuda/common.cuh", "cuda/bias_gelu.cu");
 

@@ -6,7 +6,7 @@ use super::Buffer;
 use super::plan::{LANES, Language, Plan, Source, THREADS, Target, source, word};
 
 const WGSL: Source = source!("wgsl/rows.wgsl", "wgsl/layer_norm.wgsl");
-const CUDA: Source = source!("cuda/common.cuh", "cuda/layer_norm.cu");
+const CUDA: Source = source!("cuda/common.cuh", "cuda/rows.cuh", "cuda/layer_norm.cu");
 
 /// `None` for rows that CUDA's registers cannot hold.
 pub(crate) fn plan(target: Target, rows: usize, channels: usize, eps: f32) -> Option<Plan> {

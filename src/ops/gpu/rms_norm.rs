@@ -7,7 +7,7 @@ use super::layer_norm::rows_plan;
 use super::plan::{Plan, Source, Target, source};
 
 const WGSL: Source = source!("wgsl/rows.wgsl", "wgsl/rms_norm.wgsl");
-const CUDA: Source = source!("cuda/common.cuh", "cuda/rms_norm.cu");
+const CUDA: Source = source!("cuda/common.cuh", "cuda/rows.cuh", "cuda/rms_norm.cu");
 
 /// `None` for rows that CUDA's registers cannot hold.
 pub(crate) fn plan(target: Target, rows: usize, channels: usize, eps: f32) -> Option<Plan> {

@@ -6,7 +6,7 @@ use super::Buffer;
 use super::plan::{LANES, Language, Plan, Source, THREADS, Target, source, word};
 
 const WGSL: Source = source!("wgsl/rows.wgsl", "wgsl/qk_norm_rope.wgsl");
-const CUDA: Source = source!("cuda/common.cuh", "cuda/qk_norm_rope.cu");
+const CUDA: Source = source!("cuda/common.cuh", "cuda/rows.cuh", "cuda/qk_norm_rope.cu");
 
 /// Channels of a head that CUDA's kernel is compiled for.
 const MOST_CHANNELS: usize = 256;

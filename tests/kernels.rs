@@ -10,6 +10,9 @@ mod definitions;
 #[path = "ops/denoise.rs"]
 mod denoise;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[path = "ops/hopper.rs"]
+mod hopper;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[path = "ops/host.rs"]
 mod host;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -46,6 +49,7 @@ mod on_gpu {
 
     use crate::definitions::{self, On};
     use crate::denoise;
+    use crate::hopper;
     use crate::host::Sums;
     use crate::leave::leave;
     use crate::transformer;
@@ -117,6 +121,17 @@ mod on_gpu {
             let walk = Conv2d { stride: 1, padding: [1; 4] };
             assert_eq!(launches(|| drop(ops::linear(tokens.clone(), &weight, None))), ["matmul"]);
             assert_eq!(launches(|| drop(ops::conv2d(map.clone(), &kernel, None, &walk))), ["conv2d"]);
+            let tile = dense(on.random([1, 128, 64], dtype, 7, 1.0).0);
+            let weight = dense(on.random([128, 64], dtype, 8, 1.0).0);
+            let [product, convolution] = if hopper::is_hopper(on) && dtype != DType::F32 {
+                ["matmul_sm90", "conv2d_sm90"]
+            } else {
+                ["matmul", "conv2d"]
+            };
+            assert_eq!(launches(|| drop(ops::linear(tile.clone(), &weight, None))), [product]);
+            let (map, kernel) = (tile.reshape([1, 16, 8, 64]), weight.reshape([128, 1, 1, 64]));
+            let walk = Conv2d { stride: 1, padding: [0; 4] };
+            assert_eq!(launches(|| drop(ops::conv2d(map.clone(), &kernel, None, &walk))), [convolution]);
             for head_dim in [8, 16, 24, 32, 40, 64, 80, 96, 128, 160, 512] {
                 let q = dense(on.random([1, 3, 2 * head_dim], dtype, 6, 1.0).0);
                 let attention = || drop(ops::attention(q.clone(), q.clone(), q.clone(), 2, Mask::None));
@@ -391,6 +406,8 @@ mod on_gpu {
         names: &'static Names,
         /// Every one that the kernels are written for.
         dtypes: &'static [DType],
+        /// The test of what large operations run, where they run something else.
+        large: Option<&'static str>,
         on: Result<On, String>,
     }
 
@@ -452,7 +469,7 @@ mod on_gpu {
         let on = match &backend.on {
             Ok(on) => on,
             Err(reason) => {
-                let names = TESTS.iter().map(|&(name, _)| name).chain([LAUNCHES]);
+                let names = TESTS.iter().map(|&(name, _)| name).chain([LAUNCHES]).chain(backend.large);
                 let ignored = names.map(|name| Trial::test(format!("{prefix}::{name}"), || Ok(())));
                 return ignored
                     .map(|trial| trial.with_kind(reason.clone()).with_ignored_flag(true))
@@ -460,27 +477,34 @@ mod on_gpu {
             }
         };
         let trial = |name, test: Box<dyn Fn(&On) + Send>| {
-            let left_out = !on.generated && GENERATED.contains(&name);
+            let reason = match name {
+                LARGE if !hopper::is_hopper(on) || !on.generated => "needs a GPU of compute capability 9.0",
+                _ if !on.generated && GENERATED.contains(&name) => "needs kernels that cubecl generates",
+                _ => "",
+            };
             let on = on.clone();
             let trial = Trial::test(format!("{prefix}::{name}"), move || {
                 run(&on, test);
                 Ok::<(), Failed>(())
             });
-            let kind = if left_out { "needs kernels that cubecl generates" } else { "" };
-            trial.with_kind(kind).with_ignored_flag(left_out)
+            trial.with_kind(reason).with_ignored_flag(!reason.is_empty())
         };
         let names = backend.names;
-        let launches = move |on: &On| every_operation_launches_its_kernel_and_nothing_else(on, names);
+        let of_each = move |on: &On| every_operation_launches_its_kernel_and_nothing_else(on, names);
         let tests = TESTS.iter().map(|&(name, test)| trial(name, Box::new(test)));
         // What a device lacks of every test is named as left out.
         let lacking = backend.dtypes.iter().skip(on.dtypes.len()).map(|dtype| {
             let name = format!("{prefix}::every_operation_in_{dtype:?}").to_lowercase();
             Trial::test(name, || Ok(())).with_kind("the device lacks the type").with_ignored_flag(true)
         });
-        tests.chain([trial(LAUNCHES, Box::new(launches))]).chain(lacking).collect()
+        let large =
+            |on: &On| hopper::large_operations_match_their_definitions(on, |compute| launches(compute));
+        let large = backend.large.map(|name| trial(name, Box::new(large)));
+        tests.chain([trial(LAUNCHES, Box::new(of_each))]).chain(large).chain(lacking).collect()
     }
 
     const LAUNCHES: &str = "every_operation_launches_its_kernel_and_nothing_else";
+    const LARGE: &str = "large_operations_match_their_definitions";
 
     pub(crate) fn main() {
         // No other thread is there yet that could read it.
@@ -500,12 +524,14 @@ mod on_gpu {
                 name: "wgpu",
                 names: &WGSL,
                 dtypes: halves,
+                large: None,
                 on: if arguments.list { listed() } else { wgpu(halves) },
             },
             Backend {
                 name: "cuda",
                 names: &CUDA,
                 dtypes: all,
+                large: Some(LARGE),
                 on: if arguments.list { listed() } else { cuda(all) },
             },
         ];

@@ -142,15 +142,15 @@ impl Buffer {
 
 impl Plan {
     /// Hands the launch to the device of `outputs`. Buffers stand in the order of the kernel's parameters, inputs
-    /// before outputs; nothing is launched for an empty grid. `None` where a tensor map takes a buffer that does not
-    /// start at a multiple of 16 bytes, or our own stream does not take the launch.
+    /// before outputs; nothing is launched for an empty grid. `None` where a kernel for Hopper would get a buffer that
+    /// does not start at a multiple of 16 bytes, or our own stream does not take the launch.
     pub(crate) fn launch(&self, inputs: &[&Buffer], outputs: &[&Buffer]) -> Option<()> {
         let [x, y, z] = self.grid.blocks;
         if x == 0 || y == 0 || z == 0 {
             return Some(());
         }
-        let mapped = inputs.iter().take(self.maps.len());
-        if mapped.clone().any(|buffer| !buffer.0.handle.offset_start.unwrap_or(0).is_multiple_of(16)) {
+        let uneven = |buffer: &&Buffer| !buffer.0.handle.offset_start.unwrap_or(0).is_multiple_of(16);
+        if !self.maps.is_empty() && inputs.iter().chain(outputs).any(uneven) {
             return None;
         }
         if self.grid.shared_bytes > 0 {

@@ -51,7 +51,7 @@ pub(crate) fn bits<const D: usize>(x: Tensor<D>) -> Vec<u8> {
 }
 
 /// Half a unit in the last place of an f16 or bf16, relative.
-fn rounding(dtype: DType) -> f64 {
+pub(crate) fn rounding(dtype: DType) -> f64 {
     match dtype {
         DType::F16 => 2f64.powi(-11),
         DType::BF16 => 2f64.powi(-8),
@@ -197,6 +197,7 @@ pub(crate) fn linear_matches_its_definition(on: &On) {
         (3, 25, 320, 65),
         (1, 97, 641, 48),
         (2, 50, 1283, 33),
+        (2, 131, 72, 136),
     ];
     for &dtype in on.dtypes {
         for (batch, tokens, k, n) in shapes {
@@ -226,6 +227,7 @@ pub(crate) fn conv2d_matches_its_definition(on: &On) {
         ([2, 6, 5, 20], [33, 1, 1, 20], 1, [0; 4]),
         ([1, 7, 11, 4], [5, 5, 2, 4], 3, [2, 1, 0, 3]),
         ([1, 4, 4, 130], [64, 3, 3, 130], 1, even),
+        ([2, 12, 11, 64], [136, 3, 3, 64], 1, even),
     ];
     for &dtype in on.dtypes {
         for (x_shape, w_shape, stride, padding) in cases {

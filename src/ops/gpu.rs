@@ -297,3 +297,36 @@ impl CubeKernel for Kernel {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::hopper::Pixels;
+    use super::*;
+
+    #[test]
+    fn cuda_kernels_run_where_the_environment_asks_for_them_by_its_own_words() {
+        let asked = |value: &str| CudaKernels::asked(Some(value.as_ref()));
+        assert_eq!(asked("1"), CudaKernels::All);
+        assert_eq!(asked("client"), CudaKernels::Client);
+        assert_eq!([asked("0"), asked(""), asked("true")], [CudaKernels::None; 3]);
+        assert_eq!(CudaKernels::asked(None), CudaKernels::None);
+    }
+
+    /// cubecl takes dimensions, boxes, corners and steps from the outermost in, and strides in elements.
+    #[test]
+    fn a_tensor_map_reaches_cubecl_from_its_outermost_dimension_in() {
+        let map = TensorMap::tiled(&[320, 9, 640], &[64, 1, 128]).unwrap().meta(DType::BF16);
+        assert_eq!(map.metadata.shape().iter().copied().collect::<Vec<_>>(), [640, 9, 320]);
+        assert_eq!(map.metadata.strides().iter().copied().collect::<Vec<_>>(), [2880, 320, 1]);
+        let TensorMapFormat::Tiled(TiledArgs { tile_size }) = map.format else { panic!("tiles") };
+        assert_eq!(tile_size.iter().copied().collect::<Vec<_>>(), [128, 1, 64]);
+        assert_eq!(map.elem_ty, ElemType::Float(FloatKind::BF16));
+        let pixels = Pixels { channels: 32, pixels: 128, lower: [-1, -2], upper: [3, 4], steps: [5, 6] };
+        let map = TensorMap::pixels([64, 10, 12, 2], pixels).unwrap().meta(DType::F16);
+        assert_eq!(map.metadata.strides().iter().copied().collect::<Vec<_>>(), [7680, 640, 64, 1]);
+        let TensorMapFormat::Im2col(args) = map.format else { panic!("pixels") };
+        assert_eq!((args.pixel_box_lower_corner, args.pixel_box_upper_corner), (vec![-2, -1], vec![4, 3]));
+        assert_eq!(map.elem_stride.iter().copied().collect::<Vec<_>>(), [1, 6, 5, 1]);
+        assert_eq!(map.swizzle, TensorMapSwizzle::B64);
+    }
+}

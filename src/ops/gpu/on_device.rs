@@ -188,9 +188,11 @@ fn convolutions_are_those_of_f64_on_both_ways_to_the_device() {
 #[ignore = "needs a CUDA device of compute capability 9.0"]
 fn attention_is_that_of_f64_on_our_own_stream() {
     for on in on_hopper() {
-        for head_dim in [40, 64, 80, 128, 160] {
+        for head_dim in [40, 80, 128] {
             attention(&on, [2, 70, 131, 2, head_dim], Mask::None);
-            attention(&on, [1, 200, 200, 1, head_dim], Mask::Causal);
+        }
+        for head_dim in [64, 160] {
+            attention(&on, [1, 200, 200, 2, head_dim], Mask::Causal);
         }
     }
 }

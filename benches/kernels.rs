@@ -235,8 +235,8 @@ const HEAD_DIM: usize = 128;
 /// Tokens, heads of 128 channels: a small transformer, and FLUX at 512².
 const TRANSFORMER: [[usize; 2]; 2] = [[1024, 12], [1024, 24]];
 
-/// FLUX at 1024², with the tokens of its text.
-const LARGE_TRANSFORMER: [[usize; 2]; 1] = [[4608, 24]];
+/// FLUX at 1024², with the tokens of its text: a block's width, that of its feed-forward, and both halves of FLUX.2's.
+const LARGE_TRANSFORMER: [[usize; 2]; 3] = [[4608, 24], [4608, 96], [4608, 144]];
 
 fn transformer(criterion: &mut Criterion, place: &Place) {
     for ([tokens, heads], large) in shapes(&TRANSFORMER, &LARGE_TRANSFORMER) {
@@ -258,9 +258,10 @@ fn transformer(criterion: &mut Criterion, place: &Place) {
             case.pair(criterion, kernel, burn);
         }
         if let Some(case) = case("gate_residual", 2) {
-            let (x, row) = (case.random([1, tokens, channels]), case.random([1, channels]));
-            let kernel = || ops::gate_residual(x.clone(), x.clone(), &row);
-            let burn = || ops::reference::gate_residual(x.clone(), x.clone(), &row);
+            let (kept, x) = (case.random([1, tokens, channels]), case.random([1, tokens, channels]));
+            let row = case.random([1, channels]);
+            let kernel = || ops::gate_residual(kept.clone(), x.clone(), &row);
+            let burn = || ops::reference::gate_residual(kept.clone(), x.clone(), &row);
             case.pair(criterion, kernel, burn);
         }
         if let Some(case) = case("swiglu", 1) {

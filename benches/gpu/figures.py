@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 import re
+import tempfile
 from pathlib import Path
 
 SPREAD = "10th percentile, median, 90th percentile"
@@ -53,33 +54,60 @@ class Rows:
         return list(rows.values())
 
 
+def json_lines(text):
+    """The JSON objects of a program's output, one a line; a line that was cut off is none."""
+    for line in text.splitlines():
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict):
+            yield found
+
+
 def results_file(folder, device):
     """Today's file of a device."""
     slug = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     return Path(folder) / f"{datetime.date.today().isoformat()}-{slug}.json"
 
 
+def known_results(path, committed):
+    """What is in a results file, or in the file of its name in the folder `committed` where it is not there yet."""
+    found = next((place for place in (path, Path(committed) / path.name) if place.exists()), None)
+    return json.loads(found.read_text()) if found else {"stages": {}}
+
+
 def merged(known, part):
     """A stage's part with what an earlier run came to and this one did not measure again."""
-    if "rows" not in part:
-        return part
-    measured = {(row["name"], row["type"]) for row in part["rows"]}
+    rows = part.get("rows", [])
+    measured, names = {(row["name"], row["type"]) for row in rows}, {row["name"] for row in rows}
     kept = [row for row in known.get("rows", []) if (row["name"], row["type"]) not in measured]
-    names = {row["name"] for row in part["rows"]}
+    if not kept:
+        return part
     skipped = {what: why for what, why in known.get("skipped", {}).items() if what.split(", ")[0] not in names}
-    commands = list(dict.fromkeys(known.get("commands", []) + part["commands"]))
-    return {**part, "rows": kept + part["rows"], "skipped": {**skipped, **part["skipped"]}, "commands": commands}
+    commands = list(dict.fromkeys(known.get("commands", []) + part.get("commands", [])))
+    about = {key: known[key] for key in ("title", "unit", "spread") if key in known}
+    return {
+        **about, **part, "rows": kept + rows, "skipped": {**skipped, **part.get("skipped", {})}, "commands": commands,
+    }
 
 
-def record(path, head, stage, part):
-    """Puts one stage's part into a results file; other stages stay as they are."""
-    known = json.loads(path.read_text()) if path.exists() else {"stages": {}}
+def record(path, head, known, stage, part):
+    """Puts one stage's part beside what is `known`: all of it or nothing, whenever this is ended."""
     stages = {**known["stages"], stage: merged(known["stages"].get(stage, {}), part)}
     text = json.dumps({**head, "stages": stages}, ensure_ascii=False, indent=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
-    beside.write_text(lines_of_numbers(text) + "\n")
-    os.replace(beside, path)
+    descriptor, beside = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".tmp", dir=path.parent)
+    try:
+        with open(descriptor, "w") as file:
+            file.write(lines_of_numbers(text) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(beside, 0o644)
+        os.replace(beside, path)
+    except BaseException:
+        os.unlink(beside)
+        raise
 
 
 def lines_of_numbers(text):

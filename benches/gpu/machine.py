@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -85,7 +86,7 @@ def link_nvrtc(folder):
 
 def environment(work):
     """Variables under which our programs find NVRTC, CUDA's headers and a Vulkan driver."""
-    variables = {"AQUATINT_CUDA_KERNELS": os.environ.get("AQUATINT_CUDA_KERNELS", "1"), "AQUATINT_SD15": str(work / "sd15")}
+    variables = {}
     libraries = [str(folder / "lib") for folder in wheels()]
     folder = toolkit()
     if folder:
@@ -117,9 +118,9 @@ class Watch:
         for line in smi.stdout:
             if self.process.poll() is not None:
                 break
-            used, clock = line.split(",")
-            self.memory.append(int(used) * 1048576 // 1_000_000 - self.used_before)
-            self.clocks.append(int(clock))
+            if found := re.fullmatch(r"(\d+), *(\d+)\s*", line):
+                self.memory.append(int(found[1]) * 1048576 // 1_000_000 - self.used_before)
+                self.clocks.append(int(found[2]))
         smi.kill()
         smi.wait()
 

@@ -5,7 +5,7 @@
     peers.py m1 --device cpu --smoke
 
 Random inputs N(0, 1), random weights N(0, 0.02). Five warm-ups, then 30 samples (10 where a run takes over a second),
-each as many runs in a row as fit a thirtieth of a second, then one wait for the device. What PyTorch refuses is a line
+each as many runs in a row as fit a thirtieth of --seconds, then one wait for the device. What PyTorch refuses is a line
 with `skipped`. `prepared_s` is the first run, with all that is compiled and tuned in it.
 """
 
@@ -28,9 +28,10 @@ MODEL = Path(__file__).resolve().parents[2] / "weights"
 class Here:
     """Where and in what to compute."""
 
-    def __init__(self, device, dtype, used_before, compiled):
-        self.device, self.dtype = torch.device(device), getattr(torch, workloads.TYPES[dtype][1])
-        self.used_before, self.compiled = used_before, compiled
+    def __init__(self, arguments, dtype):
+        self.device, self.dtype = torch.device(arguments.device), getattr(torch, workloads.TYPES[dtype][1])
+        self.used_before, self.compiled = arguments.used_before, not arguments.no_compile
+        self.seconds = arguments.seconds
         self.cuda = self.device.type == "cuda"
 
     def randn(self, *shape, scale=1.0):
@@ -52,7 +53,7 @@ class Here:
             once = self.run(work, 1)
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
-        rounds = max(1, int(1 / 30 / once))
+        rounds = max(1, int(self.seconds / 30 / once))
         samples = [self.run(work, rounds) for _ in range(10 if once > 1 else 30)]
         return {"samples": samples, "prepared_s": prepared, **self.memory()}
 
@@ -105,23 +106,51 @@ def conv2d(here, side, inputs, outputs):
     yield "torch", lambda: F.conv2d(x, weight, bias, padding=1)
 
 
+# Our forms under PyTorch's names.
+GELU = {"Exact": "none", "Tanh": "tanh"}
+HEAD_DIM = 128
+
+
+def qk_norm_rope(here, tokens):
+    """As diffusers computes it in FLUX: `RMSNorm` over each head, then `apply_rotary_emb` on neighbours."""
+    weight = here.randn(HEAD_DIM)
+    angles = torch.randn(tokens, HEAD_DIM // 2, device=here.device).repeat_interleave(2, dim=1)
+    cos, sin = angles.cos()[None, :, None], angles.sin()[None, :, None]
+
+    def one(x):
+        x = F.rms_norm(x.unflatten(-1, (-1, HEAD_DIM)), (HEAD_DIM,), weight, 1e-6)
+        real, imaginary = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+        turned = torch.stack([-imaginary, real], dim=-1).flatten(3)
+        return (x.float() * cos + turned.float() * sin).to(x.dtype)
+
+    return lambda q, k: (one(q), one(k))
+
+
 def memory_bound(here, workload):
     kind, sizes = workload.kind, workload.sizes
     if kind in ("group_norm_silu", "upsample"):
         x = here.randn(1, sizes[1], sizes[0], sizes[0]).to(memory_format=torch.channels_last)
     else:
-        x = here.randn(1, *sizes)
-    affine = here.randn(sizes[1])
-    compute = {
-        "group_norm_silu": lambda x: F.silu(F.group_norm(x, sizes[2], affine, affine, 1e-5)),
-        "upsample": lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"),
-        "layer_norm": lambda x: F.layer_norm(x, (sizes[1],), affine, affine, 1e-5),
-        "geglu": lambda x: x.chunk(2, dim=-1)[0] * F.gelu(x.chunk(2, dim=-1)[1]),
-    }[kind]
-    yield "torch", lambda: compute(x)
+        x = here.randn(1, *sizes[:2])
+    affine, other = here.randn(sizes[1]), torch.randn_like(x)
+    if kind == "qk_norm_rope":
+        compute, inputs = qk_norm_rope(here, sizes[0]), (x, other)
+    else:
+        compute, inputs = {
+            "group_norm_silu": (lambda x: F.silu(F.group_norm(x, sizes[2], affine, affine, 1e-5)), (x,)),
+            "upsample": (lambda x: F.interpolate(x, scale_factor=2.0, mode="nearest"), (x,)),
+            "layer_norm": (lambda x: F.layer_norm(x, (sizes[1],), affine, affine, 1e-5), (x,)),
+            "rms_norm": (lambda x: F.rms_norm(x, (sizes[1],), affine, 1e-6), (x,)),
+            "layer_norm_modulate": (lambda x: F.layer_norm(x, (sizes[1],), eps=1e-6) * (1 + affine) + affine, (x,)),
+            "gate_residual": (lambda x, other: x + affine * other, (x, other)),
+            "geglu": (lambda x: x.chunk(2, dim=-1)[0] * F.gelu(x.chunk(2, dim=-1)[1]), (x,)),
+            "swiglu": (lambda x: x.chunk(2, dim=-1)[0] * F.silu(x.chunk(2, dim=-1)[1]), (x,)),
+            "bias_gelu": (lambda x: F.gelu(x + affine, approximate=GELU[sizes[2]]), (x,)),
+        }[kind]
+    yield "torch", lambda: compute(*inputs)
     if here.compiled:
         compiled = torch.compile(compute, dynamic=False)
-        yield "torch.compile", lambda: compiled(x)
+        yield "torch.compile", lambda: compiled(*inputs)
     source = here.randn(workloads.moved(workload, x.element_size()) // 2 // x.element_size())
     target = torch.empty_like(source)
     yield "copy", lambda: target.copy_(source)
@@ -150,6 +179,18 @@ def unet(here, model):
     return random_weights(
         here, lambda: UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
     )
+
+
+def compile_blocks(network):
+    """The blocks that a U-Net repeats: diffusers' regional compilation, and its residual blocks as well."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    # Each size of a block is a graph of its own.
+    torch._dynamo.config.recompile_limit = 64
+    network.compile_repeated_blocks(fullgraph=True, dynamic=False)
+    for module in network.modules():
+        if isinstance(module, ResnetBlock2D):
+            module.compile(fullgraph=True, dynamic=False)
 
 
 def step(here, model, side, batch):
@@ -185,8 +226,63 @@ def step(here, model, side, batch):
     network.set_attn_processor(AttnProcessor2_0())
     yield "diffusers SDPA", work
     if here.compiled:
-        network.compile_repeated_blocks(fullgraph=True, dynamic=False)
+        compile_blocks(network)
         yield "diffusers torch.compile", work
+
+
+def fused_step(predicted, sample, older, noise, factors, rescale):
+    """Guidance, the clean estimate and the sampler's step in one expression, for a compiler to fuse. `factors`: of the
+    sample and the prediction in the estimate; of sample, estimate, last estimate and noise in the step."""
+    negative, positive = predicted.float().chunk(2)
+    guided = negative + 7.5 * (positive - negative)
+    if rescale:
+        spread = [x.std(dim=(1, 2, 3), keepdim=True) for x in (positive, guided)]
+        guided = rescale * guided * (spread[0] / spread[1]) + (1 - rescale) * guided
+    estimate = factors[0] * sample + factors[1] * guided
+    after = factors[2] * sample + factors[3] * estimate
+    if noise is not None:
+        after = after + factors[4] * older + factors[5] * noise
+    return after, estimate
+
+
+def denoise_step(here, batch, side, sampler):
+    from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    schedule = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    noisy, rescale = sampler == "dpmpp_2m_sde", 0.7 if sampler.endswith("rescaled") else 0.0
+    scheduler = (
+        DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", **schedule) if noisy
+        else EulerDiscreteScheduler(**schedule)
+    )
+    scheduler.is_scale_input_called = True
+    predicted, latents = here.randn(2 * batch, 4, side, side), here.randn(batch, 4, side, side)
+    # Drawn by the host, as pictures of a seed have it, and moved in the step: on both sides.
+    noise = torch.randn(batch, 4, side, side)
+    running = {"latents": latents, "left": []}
+
+    def work():
+        if not running["left"]:
+            scheduler.set_timesteps(500)
+            running.update(latents=latents, left=list(scheduler.timesteps.flip(0)))
+        timestep = running["left"].pop()
+        negative, positive = predicted.chunk(2)
+        guided = negative + 7.5 * (positive - negative)
+        if rescale:
+            guided = rescale_noise_cfg(guided, positive, rescale)
+        more = {"variance_noise": noise} if noisy else {}
+        running["latents"] = scheduler.step(guided, timestep, running["latents"], return_dict=False, **more)[0]
+
+    yield "diffusers eager", work
+    if here.compiled:
+        compiled = torch.compile(fused_step, dynamic=False, fullgraph=True)
+        factors = torch.tensor([1.0, -1.3, 0.93, 0.07, -0.02, 0.3], device=here.device)
+        sample, older = latents.float(), latents.float()
+
+        def fused():
+            compiled(predicted, sample, older, noise.to(here.device) if noisy else None, factors, rescale)
+
+        yield "torch.compile", fused
 
 
 def decode(here, model, side):
@@ -217,7 +313,10 @@ def decode(here, model, side):
 
 
 def sides(here, workload):
-    make = {"linear": linear, "attention": attention, "conv2d": conv2d, "step": step, "decode": decode}
+    make = {
+        "linear": linear, "attention": attention, "conv2d": conv2d, "denoise_step": denoise_step, "step": step,
+        "decode": decode,
+    }
     if workload.kind in make:
         return make[workload.kind](here, *workload.sizes)
     return memory_bound(here, workload)
@@ -231,13 +330,14 @@ def main():
     parser.add_argument("--smoke", action="store_true", help="small sizes")
     parser.add_argument("--only", default="", help="workloads with this in their names")
     parser.add_argument("--used-before", type=int, default=0, help="MB in use on the card before this process")
+    parser.add_argument("--seconds", type=float, default=1.0, help="what the samples of a figure take (1)")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     for workload in workloads.chosen(arguments.stage, arguments.smoke, arguments.only):
         for dtype in workloads.types(workload, arguments.smoke):
-            here = Here(arguments.device, dtype, arguments.used_before, not arguments.no_compile)
+            here = Here(arguments, dtype)
             for side, work in sides(here, workload):
                 line = {"name": workload.name, "type": dtype, "side": side}
                 try:

@@ -1,271 +1,62 @@
 #!/usr/bin/env python3
 """This crate on a GPU: its kernel tests, under compute-sanitizer too, and its speed beside PyTorch and diffusers.
 
-    run.py tests sanitize k1 k2 k3 k4 m1 m6     # all stages, in this order
+    run.py tests k1 k2 k3 k4 denoise_step m1 m2 m6 sanitize     # all stages
     run.py m1 --only 'batch 4'                  # a part of one
     run.py k2 --dry-run                         # what it would do, and what is missing for it
+    run.py --plan 15                            # commands for a GPU that is at hand for 15 minutes
 
 Needs Python 3.11 or later, PyTorch for CUDA, and the folder that pack.sh made (or programs in --programs FOLDER); neither
-Rust nor a network. Each stage ends within --limit seconds. Both sides take turns, --rounds times each, and their samples
-are put together. Each stage adds its part to benches/results/DATE-GPU.json, a failed one with the reason.
-On a machine without a GPU, --smoke runs small sizes on the CPU and on software Vulkan.
+Rust nor a network. Each stage ends within --limit seconds, all of them within --total. Both sides take turns, --rounds
+times each, and their samples are put together. Each stage adds its part to benches/results/DATE-GPU.json after every
+program, a failed one with the reason. On a machine without a GPU, --smoke runs small sizes on the CPU and on software
+Vulkan.
 """
 
 import argparse
-import hashlib
-import json
-import lzma
-import os
-import re
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-import zipfile
+import traceback
 from pathlib import Path
 
 import figures
 import machine
+import stages
 import workloads
+from programs import Failed, Run
+from stages import CUDA_TESTS, KERNELS, SANITIZERS, STAGES, TEST_PROGRAMS
 
 HERE = Path(__file__).resolve().parent
-TEST_PROGRAMS = ("kernels-test", "wgpu-test")
-# The names of the tests on CUDA begin with this.
-CUDA_TESTS = "cuda::"
-
-
-class Failed(Exception):
-    """Why a stage cannot be finished."""
-
-
-class Run:
-    """What the stages share."""
-
-    def __init__(self, arguments):
-        self.arguments = arguments
-        self.work = Path(arguments.work)
-        self.pack = Path(arguments.pack)
-        self.programs = Path(arguments.programs) if arguments.programs else self.work / "programs"
-        self.gpu = machine.gpu_facts()
-        self.deadline = float("inf")
-        self.commands, self.clocks = [], []
-
-    def unpack(self):
-        """What pack.sh packed, once for all stages on this machine."""
-        for path in sorted(self.pack.glob("*")):
-            done = self.work / "unpacked" / hashlib.sha256(path.read_bytes()).hexdigest()
-            if done.exists():
-                continue
-            if path.suffix == ".xz":
-                target = self.programs / path.stem
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with lzma.open(path) as packed, target.open("wb") as plain:
-                    shutil.copyfileobj(packed, plain)
-                target.chmod(0o755)
-            elif path.suffix == ".whl":
-                with zipfile.ZipFile(path) as wheel:
-                    wheel.extractall(self.work / "site")
-            elif path.suffix == ".deb":
-                subprocess.run(["dpkg-deb", "-x", path, self.work / "root"], check=True)
-            done.parent.mkdir(parents=True, exist_ok=True)
-            done.touch()
-        machine.link_nvrtc(self.work / "lib")
-
-    def environment(self, **more):
-        site = [str(self.work / "site")] if (self.work / "site").exists() else []
-        path = ":".join(site + [os.environ.get("PYTHONPATH", "")]).strip(":")
-        cache = str(self.work / "inductor")
-        variables = {**machine.environment(self.work), "PYTHONPATH": path, "TORCHINDUCTOR_CACHE_DIR": cache}
-        # Where tests find their fixtures: they were built in another folder.
-        variables["CARGO_MANIFEST_DIR"] = str(machine.ROOT)
-        return {**os.environ, **variables, **more}
-
-    def call(self, command, **more):
-        """Runs a program to its end or to the deadline; its output, peak memory, and exit status."""
-        shown = shlex.join(map(str, command))
-        print(f"$ {shown}", flush=True)
-        if shown not in self.commands:
-            self.commands.append(shown)
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            raise Failed(f"no time was left for {shown}")
-        before = machine.gpu_used_mb() if self.gpu else None
-        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-            process = subprocess.Popen(
-                list(map(str, command)), env=self.environment(**more), stdout=out, stderr=errors,
-                start_new_session=True,
-            )
-            watch = machine.Watch(process, before)
-            try:
-                status = process.wait(left)
-            except subprocess.TimeoutExpired:
-                status = None
-            finally:
-                # Also where this script is told to end.
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-                    process.wait()
-            peak, clocks = watch.found()
-            self.clocks += [clocks] if clocks else []
-            out.seek(0)
-            errors.seek(0)
-            text, complaints = out.read(), errors.read()
-        sys.stderr.write(complaints[-4000:])
-        if status is None:
-            raise Failed(f"the limit of {self.arguments.limit} s was reached in {shown}")
-        return text, complaints, peak, status
-
-    def required(self):
-        """Without this the tests on CUDA would be ignored where they find no device."""
-        return {} if self.arguments.smoke else {"AQUATINT_REQUIRE_CUDA": "1"}
-
-    def program(self, name):
-        path = self.programs / name
-        if not path.exists():
-            raise Failed(f"{name} is not in {self.programs}")
-        return path
-
-
-def our_command(run, stage, workload_list, sides):
-    """Our bench over some workloads, on every side that is asked for."""
-    names = []
-    for workload in workload_list:
-        for side in sides:
-            for dtype in workloads.types(workload, run.arguments.smoke, side):
-                names.append(our_name(stage, workload, side, dtype))
-    return [run.programs / f"{workloads.STAGES[stage].bench}-bench", "|".join(names), "--bench", "--noplot"]
-
-
-def our_name(stage, workload, side, dtype):
-    name = f"{workload.name} {side} {workloads.TYPES[dtype][0]}"
-    return f"{name} kernel" if workloads.STAGES[stage].bench == "kernels" else name
-
-
-def peer_command(run, stage, only):
-    arguments = run.arguments
-    command = [sys.executable, HERE / "peers.py", stage, "--device", arguments.device, "--only", only]
-    command += ["--smoke"] if arguments.smoke else []
-    return command + (["--no-compile"] if arguments.no_compile else [])
-
-
-def ours(run, stage, workload_list, rows, skipped):
-    program = run.program(f"{workloads.STAGES[stage].bench}-bench")
-    sides = run.arguments.sides.split(",")
-    alone = workloads.STAGES[stage].alone
-    for group in [sides] if not alone else [[side] for side in sides]:
-        with tempfile.TemporaryDirectory() as home:
-            command = [program, *our_command(run, stage, workload_list, group)[1:]]
-            _, complaints, peak, status = run.call(command, CRITERION_HOME=home)
-            found = figures.criterion(home)
-        for workload in workload_list:
-            for side in group:
-                for dtype in workloads.types(workload, run.arguments.smoke, side):
-                    name = our_name(stage, workload, side, dtype)
-                    if name in found:
-                        memory = {"peak_mb": peak} if alone else {}
-                        rows.add(workload.name, dtype, f"aquatint {side}", found[name], **memory)
-                    else:
-                        said = re.search(rf"^skipped: {re.escape(name)}: (.*)$", complaints, re.M)
-                        absent = re.search(rf"^skipped: {side}( {workloads.TYPES[dtype][0]})?: (.*)$", complaints, re.M)
-                        reason = said[1] if said else absent[2] if absent else f"no figure, exit status {status}"
-                        skipped[f"{workload.name}, {dtype}, aquatint {side}"] = reason
-        if status != 0:
-            raise Failed(f"our bench ended with {status}: {complaints.strip()[-400:]}")
-
-
-def peers(run, stage, only, rows, skipped):
-    before = machine.gpu_used_mb() if run.gpu else None
-    command = peer_command(run, stage, only) + (["--used-before", before] if before is not None else [])
-    text, complaints, _, status = run.call(command)
-    for line in text.splitlines():
-        if not line.startswith("{"):
-            continue
-        line = json.loads(line)
-        name, dtype, side = line.pop("name"), line.pop("type"), line.pop("side")
-        if "skipped" in line:
-            skipped[f"{name}, {dtype}, {side}"] = line["skipped"]
-            continue
-        if not workloads.STAGES[stage].alone:
-            line.pop("peak_mb", None)
-        rows.add(name, dtype, side, line.pop("samples"), **line)
-    if status != 0:
-        raise Failed(f"peers.py ended with {status}: {complaints.strip()[-400:]}")
-
-
-def compare(run, stage, part):
-    """Our bench and PyTorch in turns."""
-    chosen = workloads.chosen(stage, run.arguments.smoke, run.arguments.only)
-    if not chosen:
-        raise Failed(f"no workload of {stage} has {run.arguments.only!r} in its name")
-    rows, skipped = figures.Rows(commit=machine.commit(run.pack), time=time.strftime("%H:%M")), {}
-    part.update(title=workloads.STAGES[stage].title, unit="ms", spread=figures.SPREAD)
-    groups = [[workload] for workload in chosen] if workloads.STAGES[stage].alone else [chosen]
-    try:
-        for group in groups:
-            only = group[0].name if workloads.STAGES[stage].alone else run.arguments.only
-            for _ in range(run.arguments.rounds):
-                ours(run, stage, group, rows, skipped)
-                peers(run, stage, only, rows, skipped)
-    finally:
-        part.update(rows=rows.json(), skipped=skipped)
-
-
-def outcome(text):
-    """What a test program says that it came to."""
-    found = re.search(r"(\d+) passed; (\d+) failed; (\d+) ignored", text)
-    named = {state: re.findall(rf"^test\s+(?:\[.*?\]\s*)?(\S+)\s+\.\.\. {state}", text, re.M) for state in ("FAILED", "ignored")}
-    counts = dict(zip(("passed", "failed", "ignored"), map(int, found.groups()))) if found else {}
-    return {**counts, "failed_tests": named["FAILED"], "ignored_tests": named["ignored"]}
-
-
-def tests(run, _, part):
-    """Every kernel against f64, on CUDA and wgpu."""
-    part["programs"] = {}
-    for name in TEST_PROGRAMS:
-        command = [run.program(name)] + ([run.arguments.only] if run.arguments.only else [])
-        text, complaints, _, status = run.call(command, AQUATINT_REQUIRE_WGPU="1", **run.required())
-        print(text[-4000:])
-        part["programs"][name] = found = {**outcome(text), "status": status}
-        if status != 0 or not found.get("passed"):
-            raise Failed(f"{name}: {(text + complaints).strip()[-400:]}")
-
-
-def sanitize(run, _, part):
-    """The CUDA tests under compute-sanitizer."""
-    sanitizer = shutil.which("compute-sanitizer")
-    if not sanitizer:
-        raise Failed("compute-sanitizer is not on the PATH")
-    part["programs"] = {}
-    for tool in ("memcheck", "racecheck"):
-        only = run.arguments.only or CUDA_TESTS
-        command = [sanitizer, "--tool", tool, "--error-exitcode", "97", run.program("kernels-test"), only]
-        text, complaints, _, status = run.call(command, **run.required())
-        print(text[-4000:])
-        summary = re.findall(r"^=+ (?:ERROR|RACECHECK) SUMMARY: (.*)$", text + complaints, re.M)
-        part["programs"][tool] = found = {**outcome(text), "status": status, "summary": summary}
-        if status != 0 or not summary or not found.get("passed"):
-            raise Failed(f"{tool}: {' '.join(summary)}, {found.get('passed', 0)} tests passed, exit status {status}")
-
-
-STAGES = {"tests": tests, "sanitize": sanitize, **{stage: compare for stage in workloads.STAGES}}
+RESULTS = HERE.parent / "results"
+# Seconds that a stage of a quick run is expected to take, compilers included, in the order of a first run: what is
+# right, then what is fast, then what is slow to find out.
+EXPECTED = {
+    "tests": 120, "k1": 35, "k2": 90, "k3": 35, "k4": 75, "denoise_step": 35, "m1": 260, "m2": 1, "m6": 80,
+    "sanitize": 60,
+}
+# Seconds of a plan that its first start and the copies take, and the longest command.
+START, LONGEST = 120, 530
 
 
 def missing(run, stage):
     """What the stage needs and this machine does not have."""
     arguments = run.arguments
+    if stage in workloads.STAGES and workloads.STAGES[stage].absent:
+        return []
     programs = {"tests": TEST_PROGRAMS, "sanitize": ("kernels-test",)}
     needed = programs.get(stage) or (f"{workloads.STAGES[stage].bench}-bench",)
     packed = (lambda name: (run.pack / f"{name}.xz").exists()) if not arguments.programs else (lambda name: False)
     absent = [name for name in needed if not (run.programs / name).exists() and not packed(name)]
     if not arguments.smoke and not run.gpu:
         absent.append("an NVIDIA GPU (nvidia-smi shows none)")
-    if stage == "sanitize" and not shutil.which("compute-sanitizer"):
+    if stage == "sanitize" and not stages.shutil.which("compute-sanitizer"):
         absent.append("compute-sanitizer")
     if stage in workloads.STAGES:
-        modules = ["torch"] + (["diffusers"] if stage.startswith("m") else [])
+        modules = ["torch"] + (["diffusers"] if workloads.STAGES[stage].diffusers else [])
         packed = " ".join(path.name for path in run.pack.glob("*.whl"))
         absent += [f"Python's {name}" for name in modules if not importable(run, name) and f"{name}-" not in packed]
     return absent
@@ -276,26 +67,32 @@ def importable(run, name):
     return subprocess.run(command, env=run.environment()).returncode == 0
 
 
-def plan(run, stage):
+def dry_run(run, stage):
     """What the stage would do."""
-    arguments = run.arguments
+    arguments, only = run.arguments, run.arguments.only
     print(f"{stage}: {workloads.STAGES[stage].title if stage in workloads.STAGES else STAGES[stage].__doc__}")
-    if stage in workloads.STAGES:
-        chosen = workloads.chosen(stage, arguments.smoke, arguments.only)
-        alone = workloads.STAGES[stage].alone
-        for group in [[workload] for workload in chosen] if alone else [chosen]:
-            sides = arguments.sides.split(",")
-            commands = [our_command(run, stage, group, some) for some in ([[side] for side in sides] if alone else [sides])]
-            commands.append(peer_command(run, stage, group[0].name if alone else arguments.only))
-            for command in commands:
-                print(f"  {arguments.rounds} times: {shlex.join(map(str, command))}")
-    elif stage == "tests":
-        for name in TEST_PROGRAMS:
-            print(f"  {run.programs / name} {arguments.only}".rstrip())
+    if stage == "tests":
+        for kernels in KERNELS[: 1 if arguments.smoke else 2]:
+            some = only or ("" if kernels == KERNELS[0] else CUDA_TESTS)
+            print(f"  AQUATINT_CUDA_KERNELS={kernels} {run.programs / TEST_PROGRAMS[0]} {some}".rstrip())
+        print(f"  {run.programs / TEST_PROGRAMS[1]} {only}".rstrip())
+    elif stage == "sanitize":
+        for kernels in KERNELS:
+            for tool in SANITIZERS:
+                command = stages.sanitize_command(run, "compute-sanitizer", tool)
+                print(f"  AQUATINT_CUDA_KERNELS={kernels} {shlex.join(map(str, command))}")
+    elif reason := workloads.STAGES[stage].absent:
+        print(f"  skipped: {reason}")
     else:
-        for tool in ("memcheck", "racecheck"):
-            program = run.programs / "kernels-test"
-            print(f"  compute-sanitizer --tool {tool} --error-exitcode 97 {program} {arguments.only or CUDA_TESTS}")
+        sides = arguments.sides.split(",")
+        for group, some in stages.groups(stage, workloads.chosen(stage, arguments.smoke, only)):
+            alone = workloads.STAGES[stage].alone
+            commands = [
+                stages.our_command(run, stage, stages.our_names(run, stage, group, which))
+                for which in ([[side] for side in sides] if alone else [sides])
+            ]
+            for command in [*commands, stages.peer_command(run, stage, some or only)]:
+                print(f"  {arguments.rounds} times: {shlex.join(map(str, command))}")
     absent = missing(run, stage)
     print(f"  missing here: {', '.join(absent)}" if absent else "  nothing is missing here")
 
@@ -312,35 +109,57 @@ def head(run):
     }
 
 
-def perform(run, stage):
-    """Runs one stage and records what came of it; True where it succeeded."""
+def seconds(arguments, stage, later, ends):
+    """How long a stage may take: its limit and, of what is left for all, its share among those still to come."""
+    left = ends - time.monotonic()
+    share = EXPECTED[stage] / sum(EXPECTED[other] for other in [stage, *later])
+    return min(arguments.limit, left * share)
+
+
+def perform(run, stage, limit):
+    """Runs one stage and records what came of it; True where it did not fail."""
     begun = time.monotonic()
-    run.deadline = begun + run.arguments.limit
+    run.deadline = begun + limit
     run.commands, run.clocks = [], []
-    part = {"state": "done"}
-    before = machine.gpu_facts()
+    path = figures.results_file(run.arguments.out, run.gpu.get("name") or "smoke")
+    known = figures.known_results(path, run.arguments.out if run.arguments.smoke else RESULTS)
+    run.kernels = run.arguments.kernels or known["stages"].get("tests", {}).get("kernels", KERNELS[0])
+    part = {"state": "unfinished", "reason": "it was ended while it ran", "kernels": run.kernels}
+    before, about = machine.gpu_facts(), head(run)
+
+    def save():
+        part.update(seconds=round(time.monotonic() - begun), commands=run.commands)
+        if run.gpu:
+            facts, now = ("clocks.sm", "clocks.mem", "temperature.gpu"), machine.gpu_facts()
+            part["clocks_before_and_after"] = {fact: [before.get(fact), now.get(fact)] for fact in facts}
+            part["sm_mhz_while_running"] = run.clocks
+        figures.record(path, about, known, stage, part)
+
+    run.save = save
     try:
-        absent = missing(run, stage)
-        if absent:
+        if absent := missing(run, stage):
             raise Failed(f"missing here: {', '.join(absent)}")
         run.unpack()
         STAGES[stage](run, stage, part)
-    except (Failed, OSError, subprocess.SubprocessError, ValueError) as error:
+        if part["state"] == "unfinished":
+            part["state"] = "done"
+            del part["reason"]
+    except Failed as error:
         part.update(state="failed", reason=str(error))
-    clocks = {key: [before.get(key), machine.gpu_facts().get(key)] for key in ("clocks.sm", "clocks.mem", "temperature.gpu")}
-    part.update(seconds=round(time.monotonic() - begun), commands=run.commands)
-    if run.gpu:
-        part.update(clocks_before_and_after=clocks, sm_mhz_while_running=run.clocks)
-    path = figures.results_file(run.arguments.out, run.gpu.get("name") or "smoke")
-    figures.record(path, head(run), stage, part)
+    except Exception as error:  # whatever it is, the stages after this one go on
+        traceback.print_exc()
+        part.update(state="failed", reason=f"{type(error).__name__}: {error}")
+    save()
     show(stage, part, path)
-    return part["state"] == "done"
+    return part["state"] != "failed"
 
 
 def show(stage, part, path):
     print(f"\n{stage}: {part['state']} after {part['seconds']} s, {path}")
     if "reason" in part:
         print(f"  {part['reason']}")
+    for name, found in part.get("programs", {}).items():
+        print(f"  {name}: {found['passed']} passed, {found['failed']} failed, {found['ignored']} ignored")
     for row in part.get("rows", []):
         for side, found in row["sides"].items():
             low, middle, high = found["ms"]
@@ -348,17 +167,39 @@ def show(stage, part, path):
             print(f"  {row['name']:36} {row['type']:5} {side:26} {middle:10.4f} ms ({low:.4f} to {high:.4f}){memory}")
     for name, reason in part.get("skipped", {}).items():
         print(f"  skipped: {name}: {reason}")
+    sys.stdout.flush()
 
 
-def main():
+def plan(minutes):
+    """Commands for a GPU that is at hand for so long, each below LONGEST seconds, the most telling ones first."""
+    left = minutes * 60 - START
+    if left < sum(EXPECTED.values()) / 2:
+        raise SystemExit(f"{minutes} minutes are too short: {START} s pass before anything runs")
+    scale = left / sum(EXPECTED.values())
+    commands = [[]]
+    for stage in EXPECTED:
+        if commands[-1] and scale * sum(EXPECTED[some] for some in [*commands[-1], stage]) > min(LONGEST, left * 0.6):
+            commands.append([])
+        commands[-1].append(stage)
+    for some in commands:
+        total = round(scale * sum(EXPECTED[stage] for stage in some))
+        yield f"python3 benches/gpu/run.py {' '.join(some)} --quick --total {min(LONGEST, total)}"
+
+
+def parsed():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("stages", nargs="+", choices=STAGES, metavar="STAGE", help=" ".join(STAGES))
+    parser.add_argument("stages", nargs="*", choices=[*STAGES, []], metavar="STAGE", help=" ".join(STAGES))
     parser.add_argument("--dry-run", action="store_true", help="print what would be done")
+    parser.add_argument("--plan", type=int, metavar="MINUTES", help="print commands for so many minutes")
     parser.add_argument("--smoke", action="store_true", help="small sizes in f32, without a GPU")
+    parser.add_argument("--quick", action="store_true", help="one turn, a third of a second a figure, torch.compile for networks alone")
     parser.add_argument("--only", default="", help="workloads or tests with this in their names")
     parser.add_argument("--sides", help="where our side runs (cuda,wgpu; with --smoke cpu,wgpu)")
-    parser.add_argument("--rounds", type=int, default=2, help="turns of each side (2)")
+    parser.add_argument("--kernels", choices=KERNELS, help="AQUATINT_CUDA_KERNELS (1, or client where the tests chose it)")
+    parser.add_argument("--rounds", type=int, help="turns of each side (2)")
+    parser.add_argument("--seconds", type=float, help="what the samples of a figure take in one turn (1)")
     parser.add_argument("--limit", type=int, default=520, help="seconds for a stage (520)")
+    parser.add_argument("--total", type=float, default=float("inf"), help="seconds for all of them")
     parser.add_argument("--no-compile", action="store_true", help="leave out torch.compile")
     parser.add_argument("--pack", default=HERE / "pack", help="what pack.sh made")
     parser.add_argument("--programs", help="a folder of unpacked programs instead")
@@ -367,15 +208,31 @@ def main():
     arguments = parser.parse_args()
     arguments.device = "cpu" if arguments.smoke else "cuda"
     arguments.sides = arguments.sides or ("cpu,wgpu" if arguments.smoke else "cuda,wgpu")
-    arguments.out = arguments.out or (arguments.work if arguments.smoke else HERE.parent / "results")
+    arguments.out = arguments.out or (arguments.work if arguments.smoke else RESULTS)
+    arguments.rounds = arguments.rounds or (1 if arguments.quick else 2)
+    arguments.seconds = arguments.seconds or (0.3 if arguments.quick else 1.0)
+    if not arguments.stages and arguments.plan is None:
+        parser.error("expected a stage")
+    return arguments
+
+
+def main():
+    arguments = parsed()
+    if arguments.plan is not None:
+        print("\n".join(plan(arguments.plan)))
+        return 0
     run = Run(arguments)
     if arguments.dry_run:
         for stage in arguments.stages:
-            plan(run, stage)
+            dry_run(run, stage)
         return 0
     run.work.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    return 0 if all([perform(run, stage) for stage in arguments.stages]) else 1
+    ends = time.monotonic() + arguments.total
+    kept = []
+    for index, stage in enumerate(arguments.stages):
+        kept.append(perform(run, stage, seconds(arguments, stage, arguments.stages[index + 1:], ends)))
+    return 0 if all(kept) else 1
 
 
 if __name__ == "__main__":

@@ -27,6 +27,10 @@ class Stage:
     smoke: tuple
     # Whether each workload gets a process of its own, so that its peak memory can be told.
     alone: bool = False
+    # Whether the other side needs diffusers.
+    diffusers: bool = False
+    # Why the stage measures nothing.
+    absent: str = ""
 
 
 def linear(m, n, k):
@@ -54,8 +58,26 @@ def layer_norm(tokens, channels):
     return Workload(f"layer_norm {tokens}x{channels}", "layer_norm", (tokens, channels))
 
 
-def geglu(tokens, channels):
-    return Workload(f"geglu {tokens}x{channels}", "geglu", (tokens, channels))
+def gated(operation, tokens, channels):
+    """The channels count both halves."""
+    return Workload(f"{operation} {tokens}x{channels}", operation, (tokens, channels))
+
+
+def bias_gelu(form, tokens, channels):
+    return Workload(f"bias_gelu {form} {tokens}x{channels}", "bias_gelu", (tokens, channels, form))
+
+
+def transformer(tokens, channels):
+    """What surrounds the matrix products of a diffusion transformer's block, with heads of 128 channels."""
+    operations = ("rms_norm", "layer_norm_modulate", "gate_residual", "qk_norm_rope")
+    return tuple(Workload(f"{name} {tokens}x{channels}", name, (tokens, channels)) for name in operations)
+
+
+def denoise_step(batch, side, sampler):
+    return Workload(f"denoise_step {batch}x{side}² {sampler}", "denoise_step", (batch, side, sampler))
+
+
+SAMPLERS = ("euler", "euler rescaled", "dpmpp_2m_sde")
 
 
 def step(model, side, batch):
@@ -86,22 +108,36 @@ STAGES = {
         "norms and element-wise kernels beside PyTorch and a copy of as many bytes", "kernels",
         (
             group_norm(64, 320), group_norm(128, 320), group_norm(512, 256), group_norm(1024, 128),
-            layer_norm(4096, 3072), layer_norm(16384, 3072), geglu(8192, 2560), geglu(16384, 10240),
-            upsample(64, 320), upsample(512, 256),
+            layer_norm(4096, 3072), layer_norm(16384, 3072), *transformer(4608, 3072),
+            gated("geglu", 8192, 2560), gated("geglu", 16384, 10240), gated("swiglu", 4608, 18432),
+            bias_gelu("Exact", 4608, 12288), bias_gelu("Tanh", 4608, 12288), upsample(64, 320), upsample(512, 256),
         ),
-        (group_norm(8, 96, 16), layer_norm(64, 96), geglu(64, 96), upsample(8, 96)),
+        (
+            group_norm(8, 96, 16), layer_norm(64, 96), *transformer(1024, 1536), gated("geglu", 64, 96),
+            gated("swiglu", 1024, 1536), bias_gelu("Exact", 1024, 1536), bias_gelu("Tanh", 1024, 1536), upsample(8, 96),
+        ),
+    ),
+    "denoise_step": Stage(
+        "guidance and a sampler's step for a batch beside diffusers", "denoise_step",
+        tuple(denoise_step(batch, side, name) for side in (64, 128) for batch in (1, 16) for name in SAMPLERS),
+        tuple(denoise_step(batch, 8, name) for batch in (1, 4) for name in SAMPLERS),
+        diffusers=True,
     ),
     "m1": Stage(
         "a denoising step of Stable Diffusion 1.5's size with guidance beside diffusers", "generate",
         tuple(step("sd15", 512, batch) for batch in (1, 4, 16)),
-        (step("embedded", 64, 1),),
-        alone=True,
+        (step("embedded", 64, 1), step("embedded", 64, 4)),
+        alone=True, diffusers=True,
+    ),
+    "m2": Stage(
+        "a denoising step of Stable Diffusion XL's size", "generate", (), (),
+        absent="this crate has no Stable Diffusion XL",
     ),
     "m6": Stage(
         "decoding with Stable Diffusion 1.5's autoencoder beside diffusers", "generate",
         (decode("sd15", 1024),),
         (decode("embedded", 64),),
-        alone=True,
+        alone=True, diffusers=True,
     ),
 }
 
@@ -122,14 +158,13 @@ def types(workload, smoke, device=""):
 def moved(workload, width):
     """Bytes that a kernel which only moves memory reads and writes once, with `width` bytes an element."""
     kind, sizes = workload.kind, workload.sizes
-    if kind == "group_norm_silu":
-        elements = 2 * sizes[0] ** 2 * sizes[1]
-    elif kind == "upsample":
-        elements = 5 * sizes[0] ** 2 * sizes[1]
-    elif kind == "layer_norm":
-        elements = 2 * sizes[0] * sizes[1]
-    elif kind == "geglu":
-        elements = 3 * sizes[0] * sizes[1] // 2
-    else:
-        raise ValueError(f"{workload.name} does more than move memory")
-    return elements * width
+    # Read and written: a picture's maps, and tokens' channels.
+    maps, tokens = {"group_norm_silu": 2, "upsample": 5}, {
+        "layer_norm": 2, "rms_norm": 2, "layer_norm_modulate": 2, "bias_gelu": 2, "gate_residual": 3, "qk_norm_rope": 4,
+        "geglu": 1.5, "swiglu": 1.5,
+    }
+    if kind in maps:
+        return maps[kind] * sizes[0] ** 2 * sizes[1] * width
+    if kind in tokens:
+        return int(tokens[kind] * sizes[0] * sizes[1]) * width
+    raise ValueError(f"{workload.name} does more than move memory")

@@ -97,6 +97,8 @@ def table(path, results):
     for name, stage in results["stages"].items():
         if found := lines(stage):
             title = stage["title"]
+            some = any(row.get("kernels") == "client" for row in stage["rows"])
+            title += ", on CUDA with `AQUATINT_CUDA_KERNELS=client`" if some else ""
             text += [f"{title[0].upper()}{title[1:]}:", ""]
             text += ["| work | type | aquatint on | beside | times as fast |", "|---|---|---|---|---|"]
             text += [f"| {' | '.join(line.cells())} |" for line in found]
@@ -105,7 +107,7 @@ def table(path, results):
             passed = ", ".join(f"{key}: {found.get('passed', 0)} passed" for key, found in stage["programs"].items())
             text += [f"{name}: {passed}", ""]
         if stage["state"] != "done":
-            text += [f"{name} failed: {' '.join(stage['reason'].split())[:200]}", ""]
+            text += [f"{name} {stage['state']}: {' '.join(stage['reason'].split())[:200]}", ""]
     if any(lines(stage) for stage in results["stages"].values()):
         text += [f"![Times as fast as what stands beside it]({picture})", ""]
     return "\n".join(text)

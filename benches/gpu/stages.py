@@ -1,0 +1,246 @@
+"""What the stages do."""
+
+import re
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import figures
+import machine
+import workloads
+from programs import Failed, OutOfTime
+
+HERE = Path(__file__).resolve().parent
+TEST_PROGRAMS = ("kernels-test", "wgpu-test")
+# The names of the tests on CUDA begin with this.
+CUDA_TESTS = "cuda::"
+# AQUATINT_CUDA_KERNELS: every kernel, or those alone that go through cubecl's client.
+KERNELS = ("1", "client")
+SANITIZERS = ("memcheck", "racecheck")
+# Seconds after which a program that has said nothing hangs: compilers may be at work.
+BENCH_STALL, PEERS_STALL, TEST_STALL, ALONE_LIMIT = 150, 300, 120, 90
+
+
+def our_command(run, stage, names):
+    """Our bench over what has these names."""
+    return [run.programs / f"{workloads.STAGES[stage].bench}-bench", "|".join(names), "--bench", "--noplot"]
+
+
+def our_names(run, stage, group, sides):
+    """What our bench measures: the names it gives, with the workload, the side and the type of each."""
+    suffix = "" if workloads.STAGES[stage].bench == "generate" else " kernel"
+    return {
+        f"{workload.name} {side} {workloads.TYPES[dtype][0]}{suffix}": (workload, side, dtype)
+        for workload in group
+        for side in sides
+        for dtype in workloads.types(workload, run.arguments.smoke, side)
+    }
+
+
+def peer_command(run, stage, only):
+    arguments = run.arguments
+    command = [sys.executable, HERE / "peers.py", stage, "--device", arguments.device, "--only", only]
+    command += ["--seconds", arguments.seconds]
+    command += ["--smoke"] if arguments.smoke else []
+    return command + (["--no-compile"] if leaves_out_compile(arguments, stage) else [])
+
+
+def leaves_out_compile(arguments, stage):
+    """A quick run compiles networks alone: many small graphs take longer to compile than to measure."""
+    return arguments.no_compile or (arguments.quick and not workloads.STAGES[stage].alone)
+
+
+def groups(stage, chosen):
+    """The workloads that a process measures together, and what `--only` selects them."""
+    if workloads.STAGES[stage].alone:
+        return [([workload], workload.name) for workload in chosen]
+    return [(chosen, None)]
+
+
+class Comparison:
+    """Our bench and PyTorch in turns. Whatever one of them fails at is written down, and the rest goes on."""
+
+    def __init__(self, run, stage, part):
+        self.run, self.stage, self.part = run, stage, part
+        origin = {"commit": machine.commit(run.pack), "time": time.strftime("%H:%M")}
+        self.rows, self.skipped, self.failures = figures.Rows(kernels=run.kernels, **origin), {}, []
+        # Names that failed in a process of their own.
+        self.broken = set()
+
+    def save(self):
+        self.part.update(rows=self.rows.json(), skipped=self.skipped)
+        self.run.save()
+
+    def ours(self, group):
+        sides = self.run.arguments.sides.split(",")
+        for some in [[side] for side in sides] if workloads.STAGES[self.stage].alone else [sides]:
+            wanted = our_names(self.run, self.stage, group, some)
+            wanted = {name: what for name, what in wanted.items() if name not in self.broken}
+            if not wanted:
+                continue
+            missing = self.bench(wanted)
+            # A kernel that fails takes with it what comes after it in its process.
+            for name in missing:
+                if len(wanted) == 1 or self.bench({name: wanted[name]}):
+                    self.broken.add(name)
+                    self.failures.append(f"{name}: {self.skipped[self.label(*wanted[name])]}")
+
+    @staticmethod
+    def label(workload, side, dtype):
+        return f"{workload.name}, {dtype}, aquatint {side}"
+
+    def bench(self, wanted):
+        """Measures these; returns the names of those that failed."""
+        alone, failed = workloads.STAGES[self.stage].alone, []
+        with tempfile.TemporaryDirectory() as home:
+            command = our_command(self.run, self.stage, wanted)
+            ended = self.run.call(command, stall=BENCH_STALL, CRITERION_HOME=home)
+            found = figures.criterion(home)
+        for name, (workload, side, dtype) in wanted.items():
+            if name in found:
+                memory = {"peak_mb": ended.peak} if alone else {}
+                self.rows.add(workload.name, dtype, f"aquatint {side}", found[name], **memory)
+                self.skipped.pop(self.label(workload, side, dtype), None)
+                continue
+            absent = rf"^skipped: {side}(?: {workloads.TYPES[dtype][0]})?: (.*)$"
+            absent = re.search(absent, ended.complaints, re.M)
+            said = re.search(rf"^skipped: {re.escape(name)}: (.*)$", ended.complaints, re.M)
+            reason = absent[1] if absent else said[1] if said else f"no figure, {ended.reason()}"
+            self.skipped[self.label(workload, side, dtype)] = reason
+            failed += [] if absent else [name]
+        self.save()
+        if self.run.left() <= 0:
+            raise OutOfTime(ended.why or "the stage's time was spent")
+        return failed
+
+    def peers(self, only):
+        command = peer_command(self.run, self.stage, only)
+        before = machine.gpu_used_mb() if self.run.gpu else None
+        ended = self.run.call(command + (["--used-before", before] if before is not None else []), stall=PEERS_STALL)
+        for line in figures.json_lines(ended.text):
+            name, dtype, side = line.pop("name"), line.pop("type"), line.pop("side")
+            if "skipped" in line:
+                self.skipped[f"{name}, {dtype}, {side}"] = line["skipped"]
+                continue
+            if not workloads.STAGES[self.stage].alone:
+                line.pop("peak_mb", None)
+            self.rows.add(name, dtype, side, line.pop("samples"), **line)
+        self.save()
+        if ended.status != 0:
+            self.failures.append(f"peers.py, {ended.reason()}")
+
+
+def compare(run, stage, part):
+    """Our bench and PyTorch in turns."""
+    if reason := workloads.STAGES[stage].absent:
+        part.update(state="skipped", reason=reason)
+        return
+    chosen = workloads.chosen(stage, run.arguments.smoke, run.arguments.only)
+    if not chosen:
+        raise Failed(f"no workload of {stage} has {run.arguments.only!r} in its name")
+    run.program(f"{workloads.STAGES[stage].bench}-bench")
+    part.update(title=workloads.STAGES[stage].title, unit="ms", spread=figures.SPREAD)
+    comparison = Comparison(run, stage, part)
+    try:
+        for group, only in groups(stage, chosen):
+            for _ in range(run.arguments.rounds):
+                comparison.ours(group)
+                comparison.peers(only or run.arguments.only)
+    except OutOfTime as late:
+        comparison.failures.append(str(late))
+    if comparison.failures:
+        raise Failed("; ".join(dict.fromkeys(comparison.failures)))
+
+
+def outcome(text):
+    """What a test program says that it came to."""
+    counts = re.search(r"(\d+) passed; (\d+) failed; (\d+) ignored", text)
+    found = re.findall(r"^test\s+(?:\[.*?\]\s*)?(\S+)\s+\.\.\. (ok|FAILED|ignored)", text, re.M)
+    named = {state: [name for name, said in found if said == state] for state in ("ok", "FAILED", "ignored")}
+    counts = dict(zip(("passed", "failed", "ignored"), map(int, counts.groups()))) if counts else {
+        state: len(named[said]) for state, said in (("passed", "ok"), ("failed", "FAILED"), ("ignored", "ignored"))
+    }
+    return {**counts, "failed_tests": named["FAILED"], "ignored_tests": named["ignored"]}, named
+
+
+def tested(run, name, only, **more):
+    """Runs a test program. Where it fails, whatever did not pass runs again in a process of its own: a crash takes the
+    tests after it along, and so does a device that is lost."""
+    program = run.program(name)
+    ended = run.call([program] + ([only] if only else []), stall=TEST_STALL, **more)
+    print(ended.text[-4000:])
+    found, named = outcome(ended.text)
+    found["status"] = ended.status
+    if ended.status == 0:
+        return found
+    found["reason"] = ended.reason()
+    listed = re.findall(r"^(?:\[.*?\]\s*)?(\S+): test$", run.call([program, "--list"], limit=ALONE_LIMIT).text, re.M)
+    left = [test for test in listed if only in test and test not in named["ok"] + named["ignored"]]
+    found.update(passed_alone=[], failed_alone={})
+    for test in left:
+        again = run.call([program, "--exact", test], limit=ALONE_LIMIT, **more)
+        if again.status == 0 and outcome(again.text)[0]["passed"]:
+            found["passed_alone"].append(test)
+        else:
+            found["failed_alone"][test] = again.reason()
+        run.save()
+    return found
+
+
+def tests(run, _, part):
+    """Every kernel against f64, on CUDA and wgpu; those on CUDA again without the launches on a stream of our own."""
+    part["programs"], bad = {}, []
+    only = run.arguments.only
+    runs = [("kernels-test", KERNELS[0], only)]
+    runs += [] if run.arguments.smoke else [("kernels-test", KERNELS[1], only or CUDA_TESTS)]
+    runs += [("wgpu-test", KERNELS[0], only)]
+    passed = {}
+    for name, kernels, some in runs:
+        run.kernels = kernels
+        label = f"{name}, AQUATINT_CUDA_KERNELS={kernels}" if name == "kernels-test" else name
+        part["programs"][label] = found = tested(run, name, some, AQUATINT_REQUIRE_WGPU="1", **run.required())
+        passed[label] = found["status"] == 0 and (found["passed"] > 0 or bool(only))
+        bad += [] if passed[label] else [f"{label}: {found.get('reason', 'no test passed')}"]
+        one, client = (passed.get(f"kernels-test, AQUATINT_CUDA_KERNELS={value}") for value in KERNELS)
+        # The later stages measure what works.
+        part["kernels"] = KERNELS[1] if one is False and client else KERNELS[0]
+        run.save()
+    run.kernels = part["kernels"]
+    if bad:
+        raise Failed("; ".join(bad))
+
+
+def sanitize(run, _, part):
+    """The CUDA tests under compute-sanitizer, with every kernel and with those of cubecl's client alone."""
+    sanitizer = shutil.which("compute-sanitizer")
+    if not sanitizer:
+        raise Failed("compute-sanitizer is not on the PATH")
+    part["programs"], bad = {}, []
+    runs = [(tool, kernels) for kernels in KERNELS for tool in SANITIZERS]
+    for index, (tool, kernels) in enumerate(runs):
+        run.kernels = kernels
+        # What takes too long leaves time for the others.
+        limit = max(1, run.left() / (len(runs) - index))
+        command = sanitize_command(run, sanitizer, tool)
+        ended = run.call(command, limit=round(limit) if limit < 1e6 else None, **run.required())
+        print(ended.text[-4000:])
+        summary = re.findall(r"^=+ (?:ERROR|RACECHECK) SUMMARY: (.*)$", ended.text + ended.complaints, re.M)
+        found, _ = outcome(ended.text)
+        label = f"{tool}, AQUATINT_CUDA_KERNELS={kernels}"
+        part["programs"][label] = found = {**found, "status": ended.status, "summary": summary}
+        if ended.status != 0 or not summary or not found["passed"]:
+            end = ended.why or f"exit status {ended.status}"
+            bad.append(f"{label}: {' '.join(summary)} {found['passed']} tests passed, {end}")
+        run.save()
+    if bad:
+        raise Failed("; ".join(bad))
+
+
+def sanitize_command(run, sanitizer, tool):
+    only = run.arguments.only or CUDA_TESTS
+    return [sanitizer, "--tool", tool, "--error-exitcode", "97", run.programs / "kernels-test", only]
+
+
+STAGES = {"tests": tests, **{stage: compare for stage in workloads.STAGES}, "sanitize": sanitize}

@@ -1,0 +1,312 @@
+"""run.py where there is no GPU: stand-ins for nvidia-smi, compute-sanitizer, this crate's programs and PyTorch say what
+the real ones would. `python3 -m unittest discover benches/gpu`."""
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+from unittest import mock
+
+import figures
+import run
+import stages
+import workloads
+
+CARD = "Stand-in 9000"
+TESTS = ["wgpu::a", "cuda::a", "cuda::b", "cuda::c"]
+
+# Says "[N/A]" to whatever it does not know, as the real one does.
+SMI = f"""#!/bin/sh
+for argument; do case $argument in --query-gpu=*) query=${{argument#*=}};; -lms) again=1;; esac; done
+line=""
+for fact in $(echo "$query" | tr , ' '); do
+  case $fact in
+    name) value="{CARD}";; driver_version) value=1.2;; memory.used) value=1000;; clocks.sm) value=1980;; *) value="[N/A]";;
+  esac
+  line="$line${{line:+, }}$value"
+done
+echo "$line"
+while [ -n "$again" ]; do sleep 0.1; echo "$line"; done
+"""
+
+# Ends as `cuda::b` would on a device where it fails under AQUATINT_CUDA_KERNELS=1, or under both values.
+TEST_PROGRAM = f"""
+names, arguments = {TESTS}, sys.argv[1:]
+if "--list" in arguments:
+    print("\\n".join(f"{{name}}: test" for name in names))
+    sys.exit()
+only = arguments[-1] if arguments else ""
+chosen = [name for name in names if (name == only if "--exact" in arguments else only in name)]
+for name in chosen:
+    if name == "cuda::b" and os.environ["AQUATINT_CUDA_KERNELS"] in os.environ.get("CRASHES", "").split():
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == os.environ.get("HANGS"):
+        time.sleep(60)
+    print(f"test {{name}} ... ok", flush=True)
+print(f"test result: ok. {{len(chosen)}} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out")
+"""
+
+SANITIZER = """
+tool = sys.argv[sys.argv.index("--tool") + 1]
+program = sys.argv[sys.argv.index("--error-exitcode") + 2:]
+status = subprocess.run(program).returncode
+found = tool == os.environ.get("FINDS")
+name = "RACECHECK" if tool == "racecheck" else "ERROR"
+print(f"========= {name} SUMMARY: {int(found)} found")
+sys.exit(97 if found else status)
+"""
+
+# Takes 2 ms a run. Crashes at one workload, hangs at another, and says that it cannot measure a third.
+BENCH = """
+for name in sys.argv[1].split("|"):
+    if os.environ.get("CRASHES", "none") in name and os.environ["AQUATINT_CUDA_KERNELS"] == "1":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if os.environ.get("HANGS", "none") in name:
+        time.sleep(60)
+    if os.environ.get("SKIPS", "none") in name:
+        print(f"skipped: {name}: no such thing here", file=sys.stderr)
+        continue
+    folder = Path(os.environ["CRITERION_HOME"], "group", name.replace(" ", "_"), "new")
+    folder.mkdir(parents=True)
+    (folder / "benchmark.json").write_text(json.dumps({"full_id": f"group/{name}"}))
+    (folder / "sample.json").write_text(json.dumps({"times": [4e6] * 30, "iters": [2.0] * 30}))
+    print(name, flush=True)
+"""
+
+# Takes 1 ms a run.
+PEERS = """
+for name in json.loads(sys.argv[1]):
+    print(json.dumps({"name": name, "type": "f16", "side": "torch", "samples": [0.001] * 30, "prepared_s": 1.0}))
+"""
+
+
+class StandIns(unittest.TestCase):
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+        self.script("bin/nvidia-smi", "")
+        (self.folder / "bin/nvidia-smi").write_text(SMI)
+        self.script("bin/compute-sanitizer", SANITIZER)
+        for name in stages.TEST_PROGRAMS:
+            self.script(f"programs/{name}", TEST_PROGRAM)
+        for name in ("kernels", "generate", "denoise_step"):
+            self.script(f"programs/{name}-bench", BENCH)
+        self.peers = self.script("peers", PEERS)
+        self.set(mock.patch.dict(os.environ, PATH=f"{self.folder / 'bin'}:{os.environ['PATH']}"))
+        self.set(mock.patch.object(run, "importable", lambda *_: True))
+        self.set(mock.patch.object(stages, "peer_command", self.peer_command))
+
+    def set(self, patch):
+        patch.start()
+        self.addCleanup(patch.stop)
+
+    def script(self, name, body):
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        uses = "import json, os, signal, subprocess, sys, time\nfrom pathlib import Path\n"
+        path.write_text(f"#!{sys.executable}\n{uses}{body}")
+        path.chmod(0o755)
+        return path
+
+    def peer_command(self, run, stage, only):
+        names = [workload.name for workload in workloads.chosen(stage, False, only)]
+        return [self.peers, json.dumps(names)]
+
+    def arguments(self, *more):
+        folders = ("--programs", self.folder / "programs", "--work", self.folder / "work", "--pack", self.folder / "pack")
+        return ["run.py", *map(str, [*more, *folders, "--out", self.folder / "out", "--rounds", 1])]
+
+    def run_py(self, *more, **variables):
+        """The exit status, and the stages in the results file."""
+        said = io.StringIO()
+        with mock.patch.object(sys, "argv", self.arguments(*more)), mock.patch.dict(os.environ, variables):
+            with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+                status = run.main()
+        return status, self.results()["stages"]
+
+    def results(self):
+        return json.loads(figures.results_file(self.folder / "out", CARD).read_text())
+
+
+class Results(StandIns):
+    def test_a_comparison_is_recorded_with_the_machine_and_both_sides(self):
+        status, found = self.run_py("k1", "--sides", "cuda")
+        row = found["k1"]["rows"][0]
+        self.assertEqual((status, found["k1"]["state"], len(found["k1"]["rows"])), (0, "done", 8))
+        self.assertEqual((row["name"], row["type"], row["kernels"]), ("linear 4096x9216x3072", "f16", "1"))
+        self.assertEqual(row["sides"]["aquatint cuda"]["ms"], [2.0, 2.0, 2.0])
+        self.assertEqual(row["sides"]["torch"]["ms"], [1.0, 1.0, 1.0])
+        self.assertEqual((self.results()["device"], self.results()["driver"]), (CARD, "1.2"))
+
+    def test_a_process_of_its_own_has_its_peak_memory(self):
+        _, found = self.run_py("m6", "--sides", "cuda")
+        # 1000 MiB are in use before and during the run.
+        self.assertEqual(found["m6"]["rows"][0]["sides"]["aquatint cuda"]["peak_mb"], 0)
+
+    def test_a_run_of_a_part_keeps_the_other_rows(self):
+        self.run_py("k3", "--sides", "cuda")
+        _, found = self.run_py("k3", "--sides", "cuda,wgpu", "--only", "1024²")
+        sides = {(row["name"], row["type"]): list(row["sides"]) for row in found["k3"]["rows"]}
+        self.assertEqual(len(sides), 6)
+        self.assertIn("aquatint wgpu", sides["conv2d 1024² 128->128", "f16"])
+        self.assertNotIn("aquatint wgpu", sides["conv2d 128² 320->320", "f16"])
+
+    def test_what_is_written_half_is_not_there(self):
+        self.run_py("k1", "--sides", "cuda")
+        before = self.results()
+        with mock.patch.object(figures.os, "replace", side_effect=KeyboardInterrupt):
+            with self.assertRaises(KeyboardInterrupt):
+                self.run_py("k2", "--sides", "cuda")
+        self.assertEqual(self.results(), before)
+        self.assertEqual(len(list((self.folder / "out").iterdir())), 1)
+
+    def test_a_run_that_is_killed_leaves_what_it_came_to(self):
+        body = "import unittest.mock, sys, run\nrun.importable = lambda *_: True\nsys.exit(run.main())"
+        variables = {**os.environ, "HANGS": "cuda::c", "PYTHONPATH": str(run.HERE)}
+        command = [sys.executable, "-c", body, *self.arguments("tests")[1:]]
+        for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)):
+            self.script("programs/kernels-test", "print('test cuda::a ... ok\\n1 passed; 0 failed; 0 ignored')")
+            self.script("programs/wgpu-test", "time.sleep(60)")
+            with subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+                path, ends = figures.results_file(self.folder / "out", CARD), time.monotonic() + 20
+                while time.monotonic() < ends and len(self.programs(path)) < 2:
+                    time.sleep(0.05)
+                process.send_signal(number)
+                self.assertEqual(process.wait(20), status)
+            found = self.results()["stages"]["tests"]
+            self.assertEqual((found["state"], found["reason"]), ("unfinished", "it was ended while it ran"))
+            self.assertEqual(len(found["programs"]), 2)
+            path.unlink()
+
+    @staticmethod
+    def programs(path):
+        return json.loads(path.read_text())["stages"]["tests"].get("programs", {}) if path.exists() else {}
+
+
+class Failures(StandIns):
+    def test_a_crash_loses_its_own_figure_alone(self):
+        crashing = "linear 4096x12288x3072 cuda BF16"
+        status, found = self.run_py("k1", "k3", "--sides", "cuda", CRASHES=crashing)
+        self.assertEqual((status, found["k1"]["state"], found["k3"]["state"]), (1, "failed", "done"))
+        ours = [(row["name"], row["type"]) for row in found["k1"]["rows"] if "aquatint cuda" in row["sides"]]
+        self.assertEqual(len(ours), 7)
+        self.assertNotIn(("linear 4096x12288x3072", "bf16"), ours)
+        self.assertIn(f"{crashing} kernel: no figure, exit status -11", found["k1"]["reason"])
+        self.assertEqual(list(found["k1"]["skipped"]), ["linear 4096x12288x3072, bf16, aquatint cuda"])
+
+    def test_what_hangs_is_killed_and_the_rest_is_measured(self):
+        with mock.patch.object(stages, "BENCH_STALL", 1):
+            status, found = self.run_py("k3", "--sides", "cuda", HANGS="conv2d 128² 512->512 cuda F16")
+        self.assertEqual((status, found["k3"]["state"]), (1, "failed"))
+        self.assertEqual(sum("aquatint cuda" in row["sides"] for row in found["k3"]["rows"]), 5)
+        self.assertIn("it said nothing for 1 s", found["k3"]["reason"])
+
+    def test_what_the_bench_skips_has_its_reason(self):
+        _, found = self.run_py("k3", "--sides", "cuda", SKIPS="1024²")
+        self.assertEqual(found["k3"]["skipped"]["conv2d 1024² 128->128, f16, aquatint cuda"], "no such thing here")
+
+    def test_a_stage_out_of_time_keeps_its_figures_and_leaves_time_for_the_next(self):
+        status, found = self.run_py("m1", "m6", "--sides", "cuda", "--limit", "6", HANGS="batch 4 cuda")
+        self.assertEqual((status, found["m1"]["state"], found["m6"]["state"]), (1, "failed", "done"))
+        self.assertEqual([row["name"] for row in found["m1"]["rows"]], ["step sd15 512² CFG batch 1"])
+        self.assertIn("time was spent", found["m1"]["reason"])
+
+    def test_a_stage_leaves_the_others_their_shares_of_the_time(self):
+        arguments = mock.Mock(limit=520)
+        with mock.patch.dict(run.EXPECTED, k1=10, k2=20, k3=30), mock.patch.object(run.time, "monotonic", lambda: 100):
+            self.assertEqual(run.seconds(arguments, "k1", ["k2", "k3"], 160), 10)
+            self.assertEqual(run.seconds(arguments, "k2", ["k3"], 160), 24)
+            self.assertEqual(run.seconds(arguments, "k3", [], 1000), 520)
+
+    def test_pytorch_that_fails_is_named_and_our_figures_stay(self):
+        self.script("peers", PEERS + "sys.exit('no memory')")
+        status, found = self.run_py("k1", "k3", "--sides", "cuda")
+        self.assertEqual((status, found["k1"]["state"]), (1, "failed"))
+        self.assertIn("no memory", found["k1"]["reason"])
+        self.assertEqual(len(found["k1"]["rows"][0]["sides"]), 2)
+
+    def test_an_error_of_the_script_itself_ends_one_stage(self):
+        broken = mock.patch.dict(stages.STAGES, k1=lambda *_: {}["nothing"])
+        with broken:
+            status, found = self.run_py("k1", "m2", "k3", "--sides", "cuda")
+        self.assertEqual((status, found["k1"]["reason"]), (1, "KeyError: 'nothing'"))
+        self.assertEqual((found["m2"]["state"], found["k3"]["state"]), ("skipped", "done"))
+
+
+class Tests(StandIns):
+    def test_kernels_that_pass_are_measured(self):
+        status, found = self.run_py("tests", "k1", "--sides", "cuda")
+        self.assertEqual((status, found["tests"]["kernels"], found["k1"]["kernels"]), (0, "1", "1"))
+        passed = {name: program["passed"] for name, program in found["tests"]["programs"].items()}
+        both = {f"kernels-test, AQUATINT_CUDA_KERNELS={value}": count for value, count in (("1", 4), ("client", 3))}
+        self.assertEqual(passed, {**both, "wgpu-test": 4})
+
+    def test_where_every_kernel_fails_and_the_clients_pass_those_are_measured(self):
+        self.script("programs/wgpu-test", TEST_PROGRAM.replace('"CRASHES"', '"NONE"'))
+        status, found = self.run_py("tests", CRASHES="1")
+        self.assertEqual((status, found["tests"]["state"], found["tests"]["kernels"]), (1, "failed", "client"))
+        program = found["tests"]["programs"]["kernels-test, AQUATINT_CUDA_KERNELS=1"]
+        self.assertEqual((program["passed_alone"], list(program["failed_alone"])), (["cuda::c"], ["cuda::b"]))
+        # In another run of the script, too: the bench crashes under 1.
+        status, found = self.run_py("k1", "--sides", "cuda", CRASHES="linear")
+        self.assertEqual((status, found["k1"]["rows"][0]["kernels"]), (0, "client"))
+        status, found = self.run_py("k1", "--sides", "cuda", "--kernels", "1", CRASHES="linear")
+        self.assertEqual((status, found["k1"]["state"]), (1, "failed"))
+
+    def test_where_both_fail_every_kernel_is_measured(self):
+        _, found = self.run_py("tests", CRASHES="1 client")
+        self.assertEqual((found["tests"]["state"], found["tests"]["kernels"]), ("failed", "1"))
+
+    def test_a_test_that_hangs_is_killed_and_those_after_it_run(self):
+        with mock.patch.multiple(stages, TEST_STALL=1, ALONE_LIMIT=1):
+            _, found = self.run_py("tests", HANGS="cuda::b")
+        program = found["tests"]["programs"]["kernels-test, AQUATINT_CUDA_KERNELS=1"]
+        self.assertEqual((program["passed"], program["passed_alone"]), (2, ["cuda::c"]))
+        self.assertIn("it took more than 1 s", program["failed_alone"]["cuda::b"])
+
+
+class Sanitizer(StandIns):
+    def test_it_looks_at_both_sets_of_kernels_with_both_tools(self):
+        status, found = self.run_py("sanitize")
+        self.assertEqual((status, found["sanitize"]["state"]), (0, "done"))
+        runs = [f"{tool}, AQUATINT_CUDA_KERNELS={value}" for value in ("1", "client") for tool in stages.SANITIZERS]
+        self.assertEqual(list(found["sanitize"]["programs"]), runs)
+        self.assertEqual({program["passed"] for program in found["sanitize"]["programs"].values()}, {3})
+
+    def test_what_it_finds_fails_the_stage(self):
+        for tool in stages.SANITIZERS:
+            status, found = self.run_py("sanitize", FINDS=tool)
+            self.assertEqual((status, found["sanitize"]["state"]), (1, "failed"))
+            self.assertIn(f"{tool}, AQUATINT_CUDA_KERNELS=1: 1 found", found["sanitize"]["reason"])
+
+    def test_without_a_summary_it_has_looked_at_nothing(self):
+        self.script("bin/compute-sanitizer", "print('3 passed; 0 failed; 0 ignored')")
+        self.assertEqual(self.run_py("sanitize")[0], 1)
+
+
+class Plans(unittest.TestCase):
+    def test_a_plan_holds_every_stage_once_and_fits(self):
+        for minutes in (10, 15, 30):
+            commands = [line.split() for line in run.plan(minutes)]
+            totals = [float(command[-1]) for command in commands]
+            planned = [word for command in commands for word in command if word in stages.STAGES]
+            self.assertEqual(planned, list(run.EXPECTED))
+            self.assertEqual(set(planned), set(stages.STAGES))
+            self.assertLessEqual(sum(totals), 60 * minutes - run.START)
+            self.assertLess(max(totals), 540)
+
+    def test_less_than_a_start_is_no_plan(self):
+        with self.assertRaises(SystemExit):
+            list(run.plan(2))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -100,13 +100,11 @@ fn measure(criterion: &mut Criterion, place: &Place, name: &str, elements: usize
 fn denoise_step(criterion: &mut Criterion) {
     for place in places() {
         for (side, batch) in SIDES.into_iter().flat_map(|side| BATCHES.map(|batch| (side, batch))) {
-            let name = |step: &str, which| {
-                format!("{} {which}", place.name(&format!("denoise_step {batch}x{side}² {step}")))
+            let name = |title: &str, which: &str| {
+                format!("{} {which}", place.name(&format!("denoise_step {batch}x{side}² {title}")))
             };
-            if !STEPS
-                .iter()
-                .any(|(step, ..)| ["kernel", "burn"].iter().any(|which| asked_for(&name(step, which))))
-            {
+            let asked = |title| ["kernel", "burn"].iter().any(|which| asked_for(&name(title, which)));
+            if !STEPS.iter().any(|&(title, ..)| asked(title)) {
                 continue;
             }
             let made = Batch::new(&place, side, batch);

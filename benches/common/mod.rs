@@ -1,4 +1,6 @@
 //! What the benches share: the devices that are here, what the command line asks for, and how a figure is taken.
+//!
+//! `AQUATINT_BENCH_SECONDS`: what the samples of a figure take together, 1 unless it is set.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -53,7 +55,7 @@ impl Place {
             .sampling_mode(SamplingMode::Flat)
             .sample_size(if once > slow { 10 } else { 30 })
             .warm_up_time(Duration::from_millis(1))
-            .measurement_time(Duration::from_secs(1))
+            .measurement_time(seconds())
             .nresamples(10_000)
             .throughput(Throughput::Elements(throughput));
         group.bench_function(name, |bencher| {
@@ -61,6 +63,13 @@ impl Place {
         });
         group.finish();
     }
+}
+
+/// What the samples of a figure take together, where a run is short enough.
+fn seconds() -> Duration {
+    let named = std::env::var("AQUATINT_BENCH_SECONDS").ok().and_then(|text| text.parse().ok());
+    let named = named.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    named.filter(|time| !time.is_zero()).unwrap_or(Duration::from_secs(1))
 }
 
 /// The heading under which criterion reports `name`.

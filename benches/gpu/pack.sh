@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Packs what run.py needs on a machine without Rust and without a network: release programs for CUDA and wgpu, diffusers,
-# Debian's Vulkan loader. Everything goes to benches/gpu/pack, which git ignores.
+# Packs what run.py needs on a machine without Rust and without a network: programs for CUDA and wgpu, diffusers, Debian's
+# Vulkan loader. Everything goes to benches/gpu/pack, which git ignores.
 #
-#   pack.sh                               all programs
-#   pack.sh kernels-test kernels-bench    some of them
-#   pack.sh --dry-run                     says what it would do
+#   pack.sh                            all programs
+#   pack.sh kernels-test gpu-bench     some of them
+#   pack.sh --dry-run                  says what it would do
 #
-# The checkout's tracked files and the pack together must stay within LIMIT_MIB (64): pack some programs at a time where
-# all are too large.
+# The programs are built in Cargo.toml's profile `packed`, or in PROFILE: what a developer has built already in `dev` is
+# larger and has slower host code, but the same kernels. The checkout's tracked files and the pack together must stay
+# within LIMIT_MIB (64): pack some programs at a time where all are too large.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -19,7 +20,7 @@ if [ "${1:-}" = --dry-run ]; then
   shift
 fi
 programs=("$@")
-[ ${#programs[@]} -gt 0 ] || programs=(kernels-test wgpu-test kernels-bench generate-bench)
+[ ${#programs[@]} -gt 0 ] || programs=(kernels-test gpu-bench wgpu-test)
 
 # The file that cargo built for a target, from its messages.
 executable() {
@@ -37,21 +38,28 @@ for line in sys.stdin:
 tracked=$(git ls-files -z | xargs -0 stat -c %s | awk '{ sum += $1 } END { print sum }')
 mkdir -p "$pack"
 "${run[@]}" find "$pack" -name '*.xz' -delete
+targets=()
 for program in "${programs[@]}"; do
-  kind=${program##*-} target=${program%-*}
-  case $kind in
-    test) command=(cargo test --release) ;;
-    bench) command=(cargo bench) ;;
+  case $program in
+    *-test | *-bench) targets+=("--${program##*-}" "${program%-*}") ;;
     *) echo "$program: expected NAME-test or NAME-bench" >&2 && exit 1 ;;
   esac
-  command+=(--locked --features "cuda,wgpu" "--$kind" "$target" --no-run)
+done
+# One command for all, so that the library is built once.
+command=(cargo test --locked --profile "${PROFILE:-packed}" --features "cuda,wgpu" "${targets[@]}" --no-run --message-format=json)
+if [ ${#run[@]} -gt 0 ]; then
+  echo "${command[*]}"
+else
+  built=$("${command[@]}")
+fi
+for program in "${programs[@]}"; do
   if [ ${#run[@]} -gt 0 ]; then
-    echo "${command[*]} --message-format=json; strip; xz -9e --x86 --lzma2=preset=9e to $pack/$program.xz"
+    echo "strip; xz --x86 --lzma2=preset=9e to $pack/$program.xz"
     continue
   fi
-  built=$("${command[@]}" --message-format=json | executable "$kind" "$target")
-  [ -n "$built" ] || { echo "cargo built no $program" >&2 && exit 1; }
-  strip -o "$pack/$program" "$built"
+  path=$(executable "${program##*-}" "${program%-*}" <<<"$built")
+  [ -n "$path" ] || { echo "cargo built no $program" >&2 && exit 1; }
+  strip -o "$pack/$program" "$path"
   xz --force --x86 --lzma2=preset=9e "$pack/$program"
 done
 

@@ -28,7 +28,7 @@ import machine
 import stages
 import workloads
 from programs import Failed, Run
-from stages import CUDA_TESTS, KERNELS, SANITIZERS, STAGES, TEST_PROGRAMS
+from stages import BENCH_PROGRAM, CUDA_TESTS, KERNELS, SANITIZERS, STAGES, TEST_PROGRAMS
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
@@ -48,7 +48,7 @@ def missing(run, stage):
     if stage in workloads.STAGES and workloads.STAGES[stage].absent:
         return []
     programs = {"tests": TEST_PROGRAMS, "sanitize": ("kernels-test",)}
-    needed = programs.get(stage) or (f"{workloads.STAGES[stage].bench}-bench",)
+    needed = programs.get(stage, (BENCH_PROGRAM,))
     packed = (lambda name: (run.pack / f"{name}.xz").exists()) if not arguments.programs else (lambda name: False)
     absent = [name for name in needed if not (run.programs / name).exists() and not packed(name)]
     if not arguments.smoke and not run.gpu:
@@ -88,7 +88,7 @@ def dry_run(run, stage):
         for group, some in stages.groups(stage, workloads.chosen(stage, arguments.smoke, only)):
             alone = workloads.STAGES[stage].alone
             commands = [
-                stages.our_command(run, stage, stages.our_names(run, stage, group, which))
+                stages.our_command(run, stages.our_names(run, stage, group, which))
                 for which in ([[side] for side in sides] if alone else [sides])
             ]
             for command in [*commands, stages.peer_command(run, stage, some or only)]:

@@ -14,6 +14,7 @@ from programs import Failed, OutOfTime
 
 HERE = Path(__file__).resolve().parent
 TEST_PROGRAMS = ("kernels-test", "wgpu-test")
+BENCH_PROGRAM = "gpu-bench"
 # The names of the tests on CUDA begin with this.
 CUDA_TESTS = "cuda::"
 # AQUATINT_CUDA_KERNELS: every kernel, or those alone that go through cubecl's client.
@@ -23,14 +24,14 @@ SANITIZERS = ("memcheck", "racecheck")
 BENCH_STALL, PEERS_STALL, TEST_STALL, ALONE_LIMIT = 150, 300, 120, 90
 
 
-def our_command(run, stage, names):
+def our_command(run, names):
     """Our bench over what has these names."""
-    return [run.programs / f"{workloads.STAGES[stage].bench}-bench", "|".join(names), "--bench", "--noplot"]
+    return [run.programs / BENCH_PROGRAM, "|".join(names), "--bench", "--noplot"]
 
 
 def our_names(run, stage, group, sides):
     """What our bench measures: the names it gives, with the workload, the side and the type of each."""
-    suffix = "" if workloads.STAGES[stage].bench == "generate" else " kernel"
+    suffix = "" if workloads.STAGES[stage].alone else " kernel"
     return {
         f"{workload.name} {side} {workloads.TYPES[dtype][0]}{suffix}": (workload, side, dtype)
         for workload in group
@@ -80,22 +81,24 @@ class Comparison:
             wanted = {name: what for name, what in wanted.items() if name not in self.broken}
             if not wanted:
                 continue
-            missing = self.bench(wanted)
+            failed, ended = self.bench(wanted)
             # A kernel that fails takes with it what comes after it in its process.
-            for name in missing:
-                if len(wanted) == 1 or self.bench({name: wanted[name]}):
-                    self.broken.add(name)
-                    self.failures.append(f"{name}: {self.skipped[self.label(*wanted[name])]}")
+            alone = failed if len(wanted) == 1 else [name for name in failed if self.bench({name: wanted[name]})[0]]
+            for name in alone:
+                self.broken.add(name)
+                self.failures.append(f"{name}: {self.skipped[self.label(*wanted[name])]}")
+            if ended.status != 0 and not alone:
+                self.failures.append(f"our bench, though each of its figures could be taken, {ended.reason()}")
 
     @staticmethod
     def label(workload, side, dtype):
         return f"{workload.name}, {dtype}, aquatint {side}"
 
     def bench(self, wanted):
-        """Measures these; returns the names of those that failed."""
+        """Measures these; returns the names of those that failed, and how the program ended."""
         alone, failed = workloads.STAGES[self.stage].alone, []
         with tempfile.TemporaryDirectory() as home:
-            command = our_command(self.run, self.stage, wanted)
+            command = our_command(self.run, wanted)
             ended = self.run.call(command, stall=BENCH_STALL, CRITERION_HOME=home)
             found = figures.criterion(home)
         for name, (workload, side, dtype) in wanted.items():
@@ -113,7 +116,7 @@ class Comparison:
         self.save()
         if self.run.left() <= 0:
             raise OutOfTime(ended.why or "the stage's time was spent")
-        return failed
+        return failed, ended
 
     def peers(self, only):
         command = peer_command(self.run, self.stage, only)
@@ -140,7 +143,7 @@ def compare(run, stage, part):
     chosen = workloads.chosen(stage, run.arguments.smoke, run.arguments.only)
     if not chosen:
         raise Failed(f"no workload of {stage} has {run.arguments.only!r} in its name")
-    run.program(f"{workloads.STAGES[stage].bench}-bench")
+    run.program(BENCH_PROGRAM)
     part.update(title=workloads.STAGES[stage].title, unit="ms", spread=figures.SPREAD)
     comparison = Comparison(run, stage, part)
     try:

@@ -97,8 +97,7 @@ class StandIns(unittest.TestCase):
         self.script("bin/compute-sanitizer", SANITIZER)
         for name in stages.TEST_PROGRAMS:
             self.script(f"programs/{name}", TEST_PROGRAM)
-        for name in ("kernels", "generate", "denoise_step"):
-            self.script(f"programs/{name}-bench", BENCH)
+        self.script(f"programs/{stages.BENCH_PROGRAM}", BENCH)
         self.peers = self.script("peers", PEERS)
         self.set(mock.patch.dict(os.environ, PATH=f"{self.folder / 'bin'}:{os.environ['PATH']}"))
         self.set(mock.patch.object(run, "importable", lambda *_: True))
@@ -209,12 +208,25 @@ class Failures(StandIns):
         self.assertEqual(sum("aquatint cuda" in row["sides"] for row in found["k3"]["rows"]), 5)
         self.assertIn("it said nothing for 1 s", found["k3"]["reason"])
 
+    def test_a_program_that_ends_badly_after_its_last_figure_is_named(self):
+        self.script(f"programs/{stages.BENCH_PROGRAM}", BENCH + "sys.exit(3)")
+        status, found = self.run_py("k3", "--sides", "cuda")
+        self.assertEqual((status, len(found["k3"]["rows"])), (1, 6))
+        self.assertIn("each of its figures could be taken, exit status 3", found["k3"]["reason"])
+
     def test_what_the_bench_skips_has_its_reason(self):
         _, found = self.run_py("k3", "--sides", "cuda", SKIPS="1024²")
         self.assertEqual(found["k3"]["skipped"]["conv2d 1024² 128->128, f16, aquatint cuda"], "no such thing here")
 
     def test_a_stage_out_of_time_keeps_its_figures_and_leaves_time_for_the_next(self):
-        status, found = self.run_py("m1", "m6", "--sides", "cuda", "--limit", "6", HANGS="batch 4 cuda")
+        left = [0.2, 0.1]
+
+        def seconds(run):
+            hangs = any("batch 4" in command for command in run.commands[-1:])
+            return 60 if not hangs else left.pop(0) if left else 0
+
+        self.set(mock.patch.object(run.Run, "left", seconds))
+        status, found = self.run_py("m1", "m6", "--sides", "cuda", HANGS="batch 4 cuda")
         self.assertEqual((status, found["m1"]["state"], found["m6"]["state"]), (1, "failed", "done"))
         self.assertEqual([row["name"] for row in found["m1"]["rows"]], ["step sd15 512² CFG batch 1"])
         self.assertIn("time was spent", found["m1"]["reason"])

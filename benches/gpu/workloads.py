@@ -21,8 +21,6 @@ class Workload:
 @dataclass(frozen=True)
 class Stage:
     title: str
-    # The bench program that runs our side.
-    bench: str
     workloads: tuple
     smoke: tuple
     # Whether each workload gets a process of its own, so that its peak memory can be told.
@@ -90,22 +88,22 @@ def decode(model, side):
 
 STAGES = {
     "k1": Stage(
-        "matrix products beside cuBLAS", "kernels",
+        "matrix products beside cuBLAS",
         (linear(4096, 9216, 3072), linear(4096, 12288, 3072), linear(4096, 3072, 3072), linear(4608, 3072, 15360)),
         (linear(64, 64, 64),),
     ),
     "k2": Stage(
-        "attention beside PyTorch's SDPA", "kernels",
+        "attention beside PyTorch's SDPA",
         tuple(attention(24, n, n, d) for d in (64, 128) for n in (4096, 4608, 16384)),
         (attention(4, 64, 64, 16),),
     ),
     "k3": Stage(
-        "3×3 convolution beside cuDNN, channels last", "kernels",
+        "3×3 convolution beside cuDNN, channels last",
         (conv2d(128, 320, 320), conv2d(128, 512, 512), conv2d(1024, 128, 128)),
         (conv2d(16, 32, 32),),
     ),
     "k4": Stage(
-        "norms and element-wise kernels beside PyTorch and a copy of as many bytes", "kernels",
+        "norms and element-wise kernels beside PyTorch and a copy of as many bytes",
         (
             group_norm(64, 320), group_norm(128, 320), group_norm(512, 256), group_norm(1024, 128),
             layer_norm(4096, 3072), layer_norm(16384, 3072), *transformer(4608, 3072),
@@ -118,23 +116,23 @@ STAGES = {
         ),
     ),
     "denoise_step": Stage(
-        "guidance and a sampler's step for a batch beside diffusers", "denoise_step",
+        "guidance and a sampler's step for a batch beside diffusers",
         tuple(denoise_step(batch, side, name) for side in (64, 128) for batch in (1, 16) for name in SAMPLERS),
         tuple(denoise_step(batch, 8, name) for batch in (1, 4) for name in SAMPLERS),
         diffusers=True,
     ),
     "m1": Stage(
-        "a denoising step of Stable Diffusion 1.5's size with guidance beside diffusers", "generate",
+        "a denoising step of Stable Diffusion 1.5's size with guidance beside diffusers",
         tuple(step("sd15", 512, batch) for batch in (1, 4, 16)),
         (step("embedded", 64, 1), step("embedded", 64, 4)),
         alone=True, diffusers=True,
     ),
     "m2": Stage(
-        "a denoising step of Stable Diffusion XL's size", "generate", (), (),
+        "a denoising step of Stable Diffusion XL's size", (), (),
         absent="this crate has no Stable Diffusion XL",
     ),
     "m6": Stage(
-        "decoding with Stable Diffusion 1.5's autoencoder beside diffusers", "generate",
+        "decoding with Stable Diffusion 1.5's autoencoder beside diffusers",
         (decode("sd15", 1024),),
         (decode("embedded", 64),),
         alone=True, diffusers=True,

@@ -44,9 +44,8 @@ class Line:
         return [self.what, self.dtype, self.ours, self.beside, low if low == high else f"{low} to {high}"]
 
 
-def described(side, found, alone):
+def described(name, found, alone):
     """A side, with its own figures where a line stands for one shape."""
-    name = side.removeprefix(OURS)
     if not alone:
         return name
     memory = f", {found['peak_mb']:,} MB" if "peak_mb" in found else ""
@@ -54,12 +53,14 @@ def described(side, found, alone):
 
 
 def pairs(row):
-    """Each of our sides with the fastest of the others; a copy of as many bytes stands alone."""
+    """Each of our sides with the fastest of the others; a copy of as many bytes stands alone, and so does CUDA beside
+    wgpu."""
     ours = {side: found for side, found in row["sides"].items() if side.startswith(OURS)}
     others = {side: found for side, found in row["sides"].items() if not side.startswith(OURS) and side != "copy"}
     rivals = [min(others, key=lambda side: others[side]["ms"][1])] if others else []
     rivals += ["copy"] if "copy" in row["sides"] else []
-    return [(mine, rival) for mine in ours for rival in rivals]
+    both = [("aquatint wgpu", "aquatint cuda")] if {"aquatint wgpu", "aquatint cuda"} <= set(ours) else []
+    return [(mine, rival) for mine in ours for rival in rivals] + both
 
 
 def lines(stage):
@@ -68,7 +69,7 @@ def lines(stage):
     for row in stage.get("rows", []):
         for mine, rival in pairs(row):
             # Which of PyTorch's ways is the fastest differs by shape.
-            family = rival.replace(".", " ").split(" ")[0]
+            family = rival if rival.startswith(OURS) else rival.replace(".", " ").split(" ")[0]
             groups.setdefault((row["name"].split(" ")[0], row["type"], mine, family), []).append((row, mine, rival))
     found = []
     for (operation, dtype, _, family), members in groups.items():
@@ -83,7 +84,7 @@ def lines(stage):
             sides = row["sides"]
             ratios = [row["sides"][rival]["ms"][1] / row["sides"][mine]["ms"][1] for row, mine, rival in some]
             beside = described(rival if alone else family, sides[rival], alone)
-            found.append(Line(what, dtype, described(mine, sides[mine], alone), beside, ratios))
+            found.append(Line(what, dtype, described(mine.removeprefix(OURS), sides[mine], alone), beside, ratios))
     return found
 
 

@@ -5,13 +5,10 @@
 
 use criterion::criterion_main;
 
-#[expect(dead_code, reason = "its main")]
 #[path = "../denoise_step.rs"]
 mod denoise_step;
-#[expect(dead_code, reason = "its main")]
 #[path = "../generate/main.rs"]
 mod generate;
-#[expect(dead_code, reason = "its main")]
 #[path = "../kernels.rs"]
 mod kernels;
 

@@ -50,6 +50,8 @@ class Run:
         self.pack = Path(arguments.pack)
         self.programs = Path(arguments.programs) if arguments.programs else self.work / "programs"
         self.gpu = machine.gpu_facts()
+        # Software Vulkan takes its time.
+        self.patience = 5 if arguments.smoke else 1
         # AQUATINT_CUDA_KERNELS for whatever runs next.
         self.kernels = "1"
         self.deadline = float("inf")
@@ -98,6 +100,7 @@ class Run:
     def call(self, command, stall=None, limit=None, **more):
         """Runs a program to its end, or kills it: after `limit` seconds, at the stage's deadline, or once it has said
         nothing for `stall` seconds."""
+        stall, limit = (seconds * self.patience if seconds else float("inf") for seconds in (stall, limit))
         shown = shlex.join(map(str, command))
         print(f"$ {shown}", flush=True)
         if shown not in self.commands:
@@ -112,7 +115,7 @@ class Run:
             )
             watch = machine.Watch(process, before)
             try:
-                why = self.wait(process, (out, errors), stall or float("inf"), limit or float("inf"))
+                why = self.wait(process, (out, errors), stall, limit)
             finally:
                 # Also where this script is told to end.
                 if process.poll() is None:

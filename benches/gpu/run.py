@@ -109,6 +109,10 @@ def head(run):
     }
 
 
+def results_path(run):
+    return figures.results_file(run.arguments.out, run.gpu.get("name") or "smoke")
+
+
 def seconds(arguments, stage, later, ends):
     """How long a stage may take: its limit and, of what is left for all, its share among those still to come."""
     left = ends - time.monotonic()
@@ -121,7 +125,7 @@ def perform(run, stage, limit):
     begun = time.monotonic()
     run.deadline = begun + limit
     run.commands, run.clocks = [], []
-    path = figures.results_file(run.arguments.out, run.gpu.get("name") or "smoke")
+    path = results_path(run)
     known = figures.known_results(path, run.arguments.out if run.arguments.smoke else RESULTS)
     run.kernels = run.arguments.kernels or known["stages"].get("tests", {}).get("kernels", KERNELS[0])
     part = {"state": "unfinished", "reason": "it was ended while it ran", "kernels": run.kernels}
@@ -168,6 +172,18 @@ def show(stage, part, path):
     for name, reason in part.get("skipped", {}).items():
         print(f"  skipped: {name}: {reason}")
     sys.stdout.flush()
+
+
+def table(results):
+    """Every stage of a results file: how it ended, and its lines as README.md has them."""
+    sys.path.append(str(RESULTS))
+    import render
+
+    for name, stage in results["stages"].items():
+        yield f"{name}: {stage['state']}, {stage['seconds']} s" + (f": {stage['reason'][:200]}" if "reason" in stage else "")
+        for line in render.lines(stage):
+            what, dtype, ours, beside, times = line.cells()
+            yield f"  {what:40} {dtype:5} {ours:28} {beside:44} {times}"
 
 
 def plan(minutes):
@@ -232,6 +248,9 @@ def main():
     kept = []
     for index, stage in enumerate(arguments.stages):
         kept.append(perform(run, stage, seconds(arguments, stage, arguments.stages[index + 1:], ends)))
+    found = figures.known_results(results_path(run), RESULTS)
+    print("\nBeside what; how many times as fast:")
+    print("\n".join(table(found)))
     return 0 if all(kept) else 1
 
 

@@ -168,16 +168,16 @@ def outcome(text):
     return {**counts, "failed_tests": named["FAILED"], "ignored_tests": named["ignored"]}, named
 
 
-def tested(run, name, only, **more):
-    """Runs a test program. Where it fails, whatever did not pass runs again in a process of its own: a crash takes the
-    tests after it along, and so does a device that is lost."""
+def tested(run, name, only, found, **more):
+    """Runs a test program and puts into `found` what it came to. Where it fails, whatever did not pass runs again in a
+    process of its own: a crash takes the tests after it along, and so does a device that is lost."""
     program = run.program(name)
     ended = run.call([program] + ([only] if only else []), stall=TEST_STALL, **more)
     print(ended.text[-4000:])
-    found, named = outcome(ended.text)
-    found["status"] = ended.status
+    counts, named = outcome(ended.text)
+    found.update(counts, status=ended.status)
     if ended.status == 0:
-        return found
+        return
     found["reason"] = ended.reason()
     listed = re.findall(r"^(?:\[.*?\]\s*)?(\S+): test$", run.call([program, "--list"], limit=ALONE_LIMIT).text, re.M)
     left = [test for test in listed if only in test and test not in named["ok"] + named["ignored"]]
@@ -189,7 +189,6 @@ def tested(run, name, only, **more):
         else:
             found["failed_alone"][test] = again.reason()
         run.save()
-    return found
 
 
 def tests(run, _, part):
@@ -203,7 +202,8 @@ def tests(run, _, part):
     for name, kernels, some in runs:
         run.kernels = kernels
         label = f"{name}, AQUATINT_CUDA_KERNELS={kernels}" if name == "kernels-test" else name
-        part["programs"][label] = found = tested(run, name, some, AQUATINT_REQUIRE_WGPU="1", **run.required())
+        found = part["programs"][label] = {}
+        tested(run, name, some, found, AQUATINT_REQUIRE_WGPU="1", **run.required())
         passed[label] = found["status"] == 0 and (found["passed"] > 0 or bool(only))
         bad += [] if passed[label] else [f"{label}: {found.get('reason', 'no test passed')}"]
         one, client = (passed.get(f"kernels-test, AQUATINT_CUDA_KERNELS={value}") for value in KERNELS)

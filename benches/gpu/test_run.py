@@ -145,6 +145,13 @@ class Results(StandIns):
         self.assertEqual(row["sides"]["torch"]["ms"], [1.0, 1.0, 1.0])
         self.assertEqual((self.results()["device"], self.results()["driver"]), (CARD, "1.2"))
 
+    def test_the_table_has_every_stage_and_how_many_times_as_fast_it_is(self):
+        self.run_py("k1", "m2", "--sides", "cuda,wgpu")
+        lines = [line.split() for line in run.table(self.results())]
+        self.assertIn(["linear,", "4", "shapes", "f16", "cuda", "torch", "0.5"], lines)
+        self.assertIn(["linear,", "4", "shapes", "f16", "wgpu", "aquatint", "cuda", "1"], lines)
+        self.assertEqual([line[:2] for line in lines if line[0].endswith(":")], [["k1:", "done,"], ["m2:", "skipped,"]])
+
     def test_a_process_of_its_own_has_its_peak_memory(self):
         _, found = self.run_py("m6", "--sides", "cuda")
         # 1000 MiB are in use before and during the run.
@@ -272,6 +279,14 @@ class Tests(StandIns):
         self.assertEqual((status, found["k1"]["rows"][0]["kernels"]), (0, "client"))
         status, found = self.run_py("k1", "--sides", "cuda", "--kernels", "1", CRASHES="linear")
         self.assertEqual((status, found["k1"]["state"]), (1, "failed"))
+
+    def test_what_a_crashed_program_came_to_is_written_down_before_its_tests_run_alone(self):
+        saved = []
+        with mock.patch.object(figures, "record", lambda *given: saved.append(json.loads(json.dumps(given[-1])))):
+            with mock.patch.object(self, "results", lambda: {"stages": {}}):
+                self.run_py("tests", CRASHES="1")
+        first = saved[0]["programs"]["kernels-test, AQUATINT_CUDA_KERNELS=1"]
+        self.assertEqual((first["passed"], first["status"], list(first["failed_alone"])), (2, -11, ["cuda::b"]))
 
     def test_where_both_fail_every_kernel_is_measured(self):
         _, found = self.run_py("tests", CRASHES="1 client")

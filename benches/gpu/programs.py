@@ -149,10 +149,6 @@ class Run:
                 if now - spoke >= stall:
                     return f"it said nothing for {stall} s"
 
-    def required(self):
-        """Without this the tests on CUDA would be ignored where they find no device."""
-        return {} if self.arguments.smoke else {"AQUATINT_REQUIRE_CUDA": "1"}
-
     def program(self, name):
         path = self.programs / name
         if not path.exists():

@@ -28,7 +28,7 @@ import machine
 import stages
 import workloads
 from programs import Failed, Run
-from stages import BENCH_PROGRAM, CUDA_TESTS, KERNELS, SANITIZERS, STAGES, TEST_PROGRAMS
+from stages import BENCH_PROGRAM, KERNELS, NEEDED_TEST, SANITIZERS, STAGES
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results"
@@ -47,10 +47,9 @@ def missing(run, stage):
     arguments = run.arguments
     if stage in workloads.STAGES and workloads.STAGES[stage].absent:
         return []
-    programs = {"tests": TEST_PROGRAMS, "sanitize": ("kernels-test",)}
-    needed = programs.get(stage, (BENCH_PROGRAM,))
-    packed = (lambda name: (run.pack / f"{name}.xz").exists()) if not arguments.programs else (lambda name: False)
-    absent = [name for name in needed if not (run.programs / name).exists() and not packed(name)]
+    needed = BENCH_PROGRAM if stage in workloads.STAGES else NEEDED_TEST
+    packed = not arguments.programs and (run.pack / f"{needed}.xz").exists()
+    absent = [] if packed or (run.programs / needed).exists() else [needed]
     if not arguments.smoke and not run.gpu:
         absent.append("an NVIDIA GPU (nvidia-smi shows none)")
     if stage == "sanitize" and not stages.shutil.which("compute-sanitizer"):
@@ -72,10 +71,8 @@ def dry_run(run, stage):
     arguments, only = run.arguments, run.arguments.only
     print(f"{stage}: {workloads.STAGES[stage].title if stage in workloads.STAGES else STAGES[stage].__doc__}")
     if stage == "tests":
-        for kernels in KERNELS[: 1 if arguments.smoke else 2]:
-            some = only or ("" if kernels == KERNELS[0] else CUDA_TESTS)
-            print(f"  AQUATINT_CUDA_KERNELS={kernels} {run.programs / TEST_PROGRAMS[0]} {some}".rstrip())
-        print(f"  {run.programs / TEST_PROGRAMS[1]} {only}".rstrip())
+        for _, program, kernels, some, _ in [run for runs in stages.test_runs(arguments) for run in runs]:
+            print(f"  AQUATINT_CUDA_KERNELS={kernels} {run.programs / program} {some}".rstrip())
     elif stage == "sanitize":
         for kernels in KERNELS:
             for tool in SANITIZERS:
@@ -163,7 +160,7 @@ def show(stage, part, path):
     if "reason" in part:
         print(f"  {part['reason']}")
     for name, found in part.get("programs", {}).items():
-        print(f"  {name}: {found['passed']} passed, {found['failed']} failed, {found['ignored']} ignored")
+        print(f"  {name}: {found['passed']} passed, {found['failed']} failed, {found['ignored']} ignored {found.get('reason', '')}")
     for row in part.get("rows", []):
         for side, found in row["sides"].items():
             low, middle, high = found["ms"]

@@ -13,10 +13,9 @@ import workloads
 from programs import Failed, OutOfTime
 
 HERE = Path(__file__).resolve().parent
-TEST_PROGRAMS = ("kernels-test", "wgpu-test")
-BENCH_PROGRAM = "gpu-bench"
-# The names of the tests on CUDA begin with this.
-CUDA_TESTS = "cuda::"
+NEEDED_TEST, BENCH_PROGRAM = "kernels-test", "gpu-bench"
+# The names of the tests on a device begin with this.
+CUDA_TESTS, WGPU_TESTS = "cuda::", "wgpu::"
 # AQUATINT_CUDA_KERNELS: every kernel, or those alone that go through cubecl's client.
 KERNELS = ("1", "client")
 SANITIZERS = ("memcheck", "racecheck")
@@ -179,6 +178,8 @@ def tested(run, name, only, found, **more):
     if ended.status == 0:
         return
     found["reason"] = ended.reason()
+    if "is required here" in ended.complaints:
+        return
     listed = re.findall(r"^(?:\[.*?\]\s*)?(\S+): test$", run.call([program, "--list"], limit=ALONE_LIMIT).text, re.M)
     left = [test for test in listed if only in test and test not in named["ok"] + named["ignored"]]
     found.update(passed_alone=[], failed_alone={})
@@ -191,24 +192,40 @@ def tested(run, name, only, found, **more):
         run.save()
 
 
+def test_runs(arguments):
+    """What `tests` runs: its name, the program, AQUATINT_CUDA_KERNELS, the tests, and what must be there for them. A device
+    that is missing leaves the other one's tests."""
+    only = arguments.only
+    cuda = [
+        (f"CUDA, AQUATINT_CUDA_KERNELS={value}", NEEDED_TEST, value, only or CUDA_TESTS, {"AQUATINT_REQUIRE_CUDA": "1"})
+        for value in KERNELS
+    ]
+    required = {"AQUATINT_REQUIRE_WGPU": "1"}
+    wgpu = [
+        ("wgpu", NEEDED_TEST, KERNELS[0], only or WGPU_TESTS, required),
+        ("wgpu, whole networks", "wgpu-test", KERNELS[0], only, required),
+    ]
+    return [] if arguments.smoke else cuda, wgpu
+
+
 def tests(run, _, part):
-    """Every kernel against f64, on CUDA and wgpu; those on CUDA again without the launches on a stream of our own."""
-    part["programs"], bad = {}, []
-    only = run.arguments.only
-    runs = [("kernels-test", KERNELS[0], only)]
-    runs += [] if run.arguments.smoke else [("kernels-test", KERNELS[1], only or CUDA_TESTS)]
-    runs += [("wgpu-test", KERNELS[0], only)]
-    passed = {}
-    for name, kernels, some in runs:
+    """Every kernel against f64, on CUDA with each set of launches, and on wgpu; whole networks on wgpu."""
+    part["programs"], bad, good = {}, [], set()
+    cuda, wgpu = test_runs(run.arguments)
+    for label, program, kernels, only, required in cuda + wgpu:
         run.kernels = kernels
-        label = f"{name}, AQUATINT_CUDA_KERNELS={kernels}" if name == "kernels-test" else name
         found = part["programs"][label] = {}
-        tested(run, name, some, found, AQUATINT_REQUIRE_WGPU="1", **run.required())
-        passed[label] = found["status"] == 0 and (found["passed"] > 0 or bool(only))
-        bad += [] if passed[label] else [f"{label}: {found.get('reason', 'no test passed')}"]
-        one, client = (passed.get(f"kernels-test, AQUATINT_CUDA_KERNELS={value}") for value in KERNELS)
+        if program != NEEDED_TEST and not (run.programs / program).exists():
+            found.update(passed=0, failed=0, ignored=0, reason=f"{program} is not packed")
+            continue
+        tested(run, program, only, found, **required)
+        if found["status"] == 0 and (found["passed"] or run.arguments.only):
+            good.add(label)
+        else:
+            bad.append(f"{label}: {found.get('reason', 'no test passed')}")
         # The later stages measure what works.
-        part["kernels"] = KERNELS[1] if one is False and client else KERNELS[0]
+        one, client = (f"CUDA, AQUATINT_CUDA_KERNELS={value}" for value in KERNELS)
+        part["kernels"] = KERNELS[1] if client in good and one not in good else KERNELS[0]
         run.save()
     run.kernels = part["kernels"]
     if bad:
@@ -227,7 +244,7 @@ def sanitize(run, _, part):
         # What takes too long leaves time for the others.
         limit = max(1, run.left() / (len(runs) - index))
         command = sanitize_command(run, sanitizer, tool)
-        ended = run.call(command, limit=round(limit) if limit < 1e6 else None, **run.required())
+        ended = run.call(command, limit=round(limit) if limit < 1e6 else None, AQUATINT_REQUIRE_CUDA="1")
         print(ended.text[-4000:])
         summary = re.findall(r"^=+ (?:ERROR|RACECHECK) SUMMARY: (.*)$", ended.text + ended.complaints, re.M)
         found, _ = outcome(ended.text)
@@ -243,7 +260,7 @@ def sanitize(run, _, part):
 
 def sanitize_command(run, sanitizer, tool):
     only = run.arguments.only or CUDA_TESTS
-    return [sanitizer, "--tool", tool, "--error-exitcode", "97", run.programs / "kernels-test", only]
+    return [sanitizer, "--tool", tool, "--error-exitcode", "97", run.programs / NEEDED_TEST, only]
 
 
 STAGES = {"tests": tests, **{stage: compare for stage in workloads.STAGES}, "sanitize": sanitize}

@@ -95,7 +95,7 @@ class StandIns(unittest.TestCase):
         self.script("bin/nvidia-smi", "")
         (self.folder / "bin/nvidia-smi").write_text(SMI)
         self.script("bin/compute-sanitizer", SANITIZER)
-        for name in stages.TEST_PROGRAMS:
+        for name in (stages.NEEDED_TEST, "wgpu-test"):
             self.script(f"programs/{name}", TEST_PROGRAM)
         self.script(f"programs/{stages.BENCH_PROGRAM}", BENCH)
         self.peers = self.script("peers", PEERS)
@@ -265,14 +265,30 @@ class Tests(StandIns):
         status, found = self.run_py("tests", "k1", "--sides", "cuda")
         self.assertEqual((status, found["tests"]["kernels"], found["k1"]["kernels"]), (0, "1", "1"))
         passed = {name: program["passed"] for name, program in found["tests"]["programs"].items()}
-        both = {f"kernels-test, AQUATINT_CUDA_KERNELS={value}": count for value, count in (("1", 4), ("client", 3))}
-        self.assertEqual(passed, {**both, "wgpu-test": 4})
+        cuda = {f"CUDA, AQUATINT_CUDA_KERNELS={value}": 3 for value in ("1", "client")}
+        self.assertEqual(passed, {**cuda, "wgpu": 1, "wgpu, whole networks": 4})
+
+    def test_a_program_that_was_not_packed_fails_nothing(self):
+        (self.folder / "programs/wgpu-test").unlink()
+        status, found = self.run_py("tests")
+        self.assertEqual((status, found["tests"]["state"]), (0, "done"))
+        self.assertEqual(found["tests"]["programs"]["wgpu, whole networks"]["reason"], "wgpu-test is not packed")
+
+    def test_without_a_wgpu_adapter_the_tests_on_cuda_count(self):
+        refuses = 'if "AQUATINT_REQUIRE_WGPU" in os.environ:\n    sys.exit("wgpu is required here: none")\n'
+        for name in (stages.NEEDED_TEST, "wgpu-test"):
+            self.script(f"programs/{name}", refuses + TEST_PROGRAM)
+        status, found = self.run_py("tests", CRASHES="1")
+        self.assertEqual((status, found["tests"]["kernels"]), (1, "client"))
+        self.assertEqual(found["tests"]["programs"]["CUDA, AQUATINT_CUDA_KERNELS=client"]["passed"], 3)
+        self.assertIn("wgpu: exit status 1: wgpu is required here", found["tests"]["reason"])
+        self.assertNotIn("failed_alone", found["tests"]["programs"]["wgpu"])
 
     def test_where_every_kernel_fails_and_the_clients_pass_those_are_measured(self):
         self.script("programs/wgpu-test", TEST_PROGRAM.replace('"CRASHES"', '"NONE"'))
         status, found = self.run_py("tests", CRASHES="1")
         self.assertEqual((status, found["tests"]["state"], found["tests"]["kernels"]), (1, "failed", "client"))
-        program = found["tests"]["programs"]["kernels-test, AQUATINT_CUDA_KERNELS=1"]
+        program = found["tests"]["programs"]["CUDA, AQUATINT_CUDA_KERNELS=1"]
         self.assertEqual((program["passed_alone"], list(program["failed_alone"])), (["cuda::c"], ["cuda::b"]))
         # In another run of the script, too: the bench crashes under 1.
         status, found = self.run_py("k1", "--sides", "cuda", CRASHES="linear")
@@ -285,8 +301,8 @@ class Tests(StandIns):
         with mock.patch.object(figures, "record", lambda *given: saved.append(json.loads(json.dumps(given[-1])))):
             with mock.patch.object(self, "results", lambda: {"stages": {}}):
                 self.run_py("tests", CRASHES="1")
-        first = saved[0]["programs"]["kernels-test, AQUATINT_CUDA_KERNELS=1"]
-        self.assertEqual((first["passed"], first["status"], list(first["failed_alone"])), (2, -11, ["cuda::b"]))
+        first = saved[0]["programs"]["CUDA, AQUATINT_CUDA_KERNELS=1"]
+        self.assertEqual((first["passed"], first["status"], list(first["failed_alone"])), (1, -11, ["cuda::b"]))
 
     def test_where_both_fail_every_kernel_is_measured(self):
         _, found = self.run_py("tests", CRASHES="1 client")
@@ -295,8 +311,8 @@ class Tests(StandIns):
     def test_a_test_that_hangs_is_killed_and_those_after_it_run(self):
         with mock.patch.multiple(stages, TEST_STALL=1, ALONE_LIMIT=1):
             _, found = self.run_py("tests", HANGS="cuda::b")
-        program = found["tests"]["programs"]["kernels-test, AQUATINT_CUDA_KERNELS=1"]
-        self.assertEqual((program["passed"], program["passed_alone"]), (2, ["cuda::c"]))
+        program = found["tests"]["programs"]["CUDA, AQUATINT_CUDA_KERNELS=1"]
+        self.assertEqual((program["passed"], program["passed_alone"]), (1, ["cuda::c"]))
         self.assertIn("it took more than 1 s", program["failed_alone"]["cuda::b"])
 
 

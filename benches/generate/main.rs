@@ -101,7 +101,9 @@ fn embedded(options: LoadOptions) -> aquatint::Result<Pipeline> {
 
 #[cfg(not(feature = "embedded"))]
 fn embedded(options: LoadOptions) -> aquatint::Result<Pipeline> {
-    Pipeline::load(concat!(env!("CARGO_MANIFEST_DIR"), "/weights"), options)
+    // A program that was built elsewhere is told where the checkout lies.
+    let checkout = std::env::var("CARGO_MANIFEST_DIR").unwrap_or(env!("CARGO_MANIFEST_DIR").to_owned());
+    Pipeline::load(PathBuf::from(checkout).join("weights"), options)
 }
 
 /// Whether the host has time and memory for the large model. A GPU says itself when its memory runs out.

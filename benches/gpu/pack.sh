@@ -2,9 +2,9 @@
 # Packs what run.py needs on a machine without Rust and without a network: programs for CUDA and wgpu, diffusers, Debian's
 # Vulkan loader. Everything goes to benches/gpu/pack, which git ignores.
 #
-#   pack.sh                            all programs
-#   pack.sh kernels-test gpu-bench     some of them
-#   pack.sh --dry-run                  says what it would do
+#   pack.sh                  kernels-test and gpu-bench
+#   pack.sh wgpu-test        others: NAME-test, NAME-bench
+#   pack.sh --dry-run        says what it would do
 #
 # The programs are built in Cargo.toml's profile `packed`, or in PROFILE: what a developer has built already in `dev` is
 # larger and has slower host code, but the same kernels. The checkout's tracked files and the pack together must stay
@@ -20,7 +20,7 @@ if [ "${1:-}" = --dry-run ]; then
   shift
 fi
 programs=("$@")
-[ ${#programs[@]} -gt 0 ] || programs=(kernels-test gpu-bench wgpu-test)
+[ ${#programs[@]} -gt 0 ] || programs=(kernels-test gpu-bench)
 
 # The file that cargo built for a target, from its messages.
 executable() {
@@ -38,28 +38,22 @@ for line in sys.stdin:
 tracked=$(git ls-files -z | xargs -0 stat -c %s | awk '{ sum += $1 } END { print sum }')
 mkdir -p "$pack"
 "${run[@]}" find "$pack" -name '*.xz' -delete
-targets=()
 for program in "${programs[@]}"; do
-  case $program in
-    *-test | *-bench) targets+=("--${program##*-}" "${program%-*}") ;;
+  kind=${program##*-} target=${program%-*}
+  case $kind in
+    test) features=(--features cuda,wgpu) ;;
+    # Without the embedded model, which they read from the checkout.
+    bench) features=(--no-default-features --features cpu,cuda,wgpu) ;;
     *) echo "$program: expected NAME-test or NAME-bench" >&2 && exit 1 ;;
   esac
-done
-# One command for all, so that the library is built once.
-command=(cargo test --locked --profile "${PROFILE:-packed}" --features "cuda,wgpu" "${targets[@]}" --no-run --message-format=json)
-if [ ${#run[@]} -gt 0 ]; then
-  echo "${command[*]}"
-else
-  built=$("${command[@]}")
-fi
-for program in "${programs[@]}"; do
+  command=(cargo test --locked --profile "${PROFILE:-packed}" "${features[@]}" "--$kind" "$target" --no-run)
   if [ ${#run[@]} -gt 0 ]; then
-    echo "strip; xz --x86 --lzma2=preset=9e to $pack/$program.xz"
+    echo "${command[*]} --message-format=json; strip; xz --x86 --lzma2=preset=9e to $pack/$program.xz"
     continue
   fi
-  path=$(executable "${program##*-}" "${program%-*}" <<<"$built")
-  [ -n "$path" ] || { echo "cargo built no $program" >&2 && exit 1; }
-  strip -o "$pack/$program" "$path"
+  built=$("${command[@]}" --message-format=json | executable "$kind" "$target")
+  [ -n "$built" ] || { echo "cargo built no $program" >&2 && exit 1; }
+  strip -o "$pack/$program" "$built"
   xz --force --x86 --lzma2=preset=9e "$pack/$program"
 done
 

@@ -12,7 +12,7 @@ mod common;
 use std::hint::black_box;
 use std::time::Instant;
 
-use aquatint::ops::{self, Activation, Conv2d, Gelu, Mask};
+use aquatint::ops::{self, Activation, Conv2d, Epilogue, Gelu, Mask, Nonlinearity};
 use burn::tensor::{DType, Distribution, Tensor};
 use common::{Place, asked_for, places, skip};
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -104,7 +104,9 @@ fn linear(criterion: &mut Criterion, place: &Place) {
         };
         let (x, weight, bias) = (case.random([1, m, k]), case.random([n, k]), case.random([n]));
         let kernel = || ops::linear(x.clone(), &weight, Some(&bias));
-        let burn = || ops::reference::linear(x.clone(), &weight, Some(&bias), None);
+        let burn = || {
+            ops::reference::linear(x.clone(), &weight, Epilogue { bias: Some(&bias), ..Epilogue::default() })
+        };
         case.pair(criterion, kernel, burn);
     }
 }
@@ -277,6 +279,26 @@ fn transformer(criterion: &mut Criterion, place: &Place) {
                 case.pair(criterion, kernel, burn);
             }
         }
+        // A layer of the block's MLP, and the one that ends a branch.
+        let layer = |op: &str| {
+            let name = format!("{op} {tokens}x{channels}x{channels}");
+            Case::new(place, &name, 2 * tokens * channels * channels, large)
+        };
+        if let Some(case) = layer("linear_gelu") {
+            let activation = Some(Nonlinearity::Gelu(Gelu::Tanh));
+            linear_with(criterion, &case, tokens, channels, |epilogue, _| Epilogue {
+                activation,
+                ..epilogue
+            });
+        }
+        if let Some(case) = layer("linear_gate_residual") {
+            let gate = case.random([1, channels]);
+            linear_with(criterion, &case, tokens, channels, |epilogue, x| Epilogue {
+                gate: Some(&gate),
+                residual: Some(x.clone()),
+                ..epilogue
+            });
+        }
         if let Some(case) = case("qk_norm_rope", 4) {
             let (q, k) = (case.random([1, tokens, channels]), case.random([1, tokens, channels]));
             let (head, table) =
@@ -288,6 +310,22 @@ fn transformer(criterion: &mut Criterion, place: &Place) {
             case.pair(criterion, kernel, burn);
         }
     }
+}
+
+/// A square layer with a bias and what `more` puts behind it, which gets the layer's input as well.
+fn linear_with<'a>(
+    criterion: &mut Criterion,
+    case: &Case,
+    tokens: usize,
+    channels: usize,
+    more: impl Fn(Epilogue<'a>, &Tensor<3>) -> Epilogue<'a> + Send + Sync,
+) {
+    let (x, weight) = (case.random([1, tokens, channels]), case.random([channels, channels]));
+    let bias = case.random([channels]);
+    let epilogue = || Epilogue { bias: Some(&bias), ..more(Epilogue::default(), &x) };
+    let kernel = || ops::linear_with(x.clone(), &weight, epilogue());
+    let burn = || ops::reference::linear(x.clone(), &weight, epilogue());
+    case.pair(criterion, kernel, burn);
 }
 
 fn kernels(criterion: &mut Criterion) {

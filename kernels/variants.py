@@ -71,7 +71,7 @@ def hopper_rings(elem):
 
 
 def hopper_tiles(elem):
-    return [{**ring, "ACTIVATION": activation} for ring in hopper_rings(elem) for activation in range(4)]
+    return [{**ring, "ACTIVATION": activation} for ring in hopper_rings(elem) for activation in range(5)]
 
 
 def hopper_ring(constants):

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 
 use burn::tensor::{DType, Tensor};
 
-use crate::ops::{self, Activation};
+use crate::ops::{self, Activation, Epilogue, Nonlinearity};
 use crate::weights::{Loaded, WeightsError};
 
 pub(crate) type Load<T> = Result<T, WeightsError>;
@@ -91,6 +91,12 @@ impl Linear {
 
     pub(crate) fn forward(&self, x: Tensor<3>) -> Tensor<3> {
         ops::linear(x, &self.weight, self.bias.as_ref())
+    }
+
+    /// `activation(forward(x))`.
+    pub(crate) fn forward_activated(&self, x: Tensor<3>, activation: Nonlinearity) -> Tensor<3> {
+        let (bias, activation) = (self.bias.as_ref(), Some(activation));
+        ops::linear_with(x, &self.weight, Epilogue { bias, activation, ..Epilogue::default() })
     }
 
     /// `forward(x) + residual`.

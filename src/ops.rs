@@ -29,6 +29,7 @@ mod upsample;
 use burn::tensor::{DType, Device, Tensor};
 
 pub use denoise::{DenoiseRow, Estimate, Guided, NonFinite, Slot, Source, Stepped};
+pub use linear::Epilogue;
 
 /// How a [`conv2d`] walks its input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,13 +60,24 @@ pub enum Activation {
     Silu,
 }
 
-/// A form of the gelu, in [`bias_gelu`].
+/// A form of the gelu.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Gelu {
     /// `x / 2 * (1 + erf(x / sqrt(2)))`.
     Exact,
     /// `x / 2 * (1 + tanh(sqrt(2 / π) * (x + 0.044715 x³)))`, PyTorch's `approximate="tanh"`.
     Tanh,
+}
+
+/// An element-wise activation, in [`linear_with`] and [`activate`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Nonlinearity {
+    /// A form of the gelu.
+    Gelu(Gelu),
+    /// `x * sigmoid(1.702 x)`, CLIP's activation.
+    QuickGelu,
+    /// `x * sigmoid(x)`.
+    Silu,
 }
 
 /// Which keys a query sees in `attention`.
@@ -115,9 +127,7 @@ pub(crate) fn instruction_set() -> String {
 /// * `x`: `[batch, tokens, inputs]`; `weight`: `[outputs, inputs]`; `bias`: `[outputs]`
 /// * returns `[batch, tokens, outputs]`
 pub fn linear(x: Tensor<3>, weight: &Tensor<2>, bias: Option<&Tensor<1>>) -> Tensor<3> {
-    on_cpu!(x, linear::cpu(x, weight, bias, None));
-    on_gpu!(gpu::matmul::linear(x.clone(), weight, bias, None));
-    linear::reference(x, weight, bias, None)
+    linear_with(x, weight, Epilogue { bias, ..Epilogue::default() })
 }
 
 /// `x · weightᵀ + bias + residual`, with `residual` of the output's shape.
@@ -127,9 +137,18 @@ pub fn linear_add(
     bias: Option<&Tensor<1>>,
     residual: Tensor<3>,
 ) -> Tensor<3> {
-    on_cpu!(x, linear::cpu(x, weight, bias, Some(residual)));
-    on_gpu!(gpu::matmul::linear(x.clone(), weight, bias, Some(residual.clone())));
-    linear::reference(x, weight, bias, Some(residual))
+    linear_with(x, weight, Epilogue { bias, residual: Some(residual), ..Epilogue::default() })
+}
+
+/// `residual + gate * activation(x · weightᵀ + bias)`, of which the [`Epilogue`] may leave out each part: what follows
+/// the product is computed in f32 and rounded once.
+///
+/// * `x`: `[batch, tokens, inputs]`; `weight`: `[outputs, inputs]`
+/// * returns `[batch, tokens, outputs]`
+pub fn linear_with(x: Tensor<3>, weight: &Tensor<2>, epilogue: Epilogue<'_>) -> Tensor<3> {
+    on_cpu!(x, linear::cpu(x, weight, epilogue));
+    on_gpu!(gpu::matmul::linear(x.clone(), weight, epilogue.clone()));
+    linear::reference(x, weight, epilogue)
 }
 
 /// Cross-correlation, as every framework's `conv2d`.
@@ -277,23 +296,24 @@ pub fn bias_gelu(x: Tensor<3>, bias: &Tensor<1>, form: Gelu) -> Tensor<3> {
 
 /// `x / 2 * (1 + erf(x / sqrt(2)))`.
 pub fn gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    on_cpu!(x, activation::unary_cpu(x, activation::Unary::Gelu));
-    on_gpu!(gpu::activation::unary(x.clone(), activation::Unary::Gelu));
-    activation::unary_reference(x, activation::Unary::Gelu)
+    activate(x, Nonlinearity::Gelu(Gelu::Exact))
 }
 
 /// `x * sigmoid(1.702 x)`, CLIP's activation.
 pub fn quick_gelu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    on_cpu!(x, activation::unary_cpu(x, activation::Unary::QuickGelu));
-    on_gpu!(gpu::activation::unary(x.clone(), activation::Unary::QuickGelu));
-    activation::unary_reference(x, activation::Unary::QuickGelu)
+    activate(x, Nonlinearity::QuickGelu)
 }
 
 /// `x * sigmoid(x)`.
 pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
-    on_cpu!(x, activation::unary_cpu(x, activation::Unary::Silu));
-    on_gpu!(gpu::activation::unary(x.clone(), activation::Unary::Silu));
-    activation::unary_reference(x, activation::Unary::Silu)
+    activate(x, Nonlinearity::Silu)
+}
+
+/// A [`Nonlinearity`] of every element, computed in f32.
+pub fn activate<const D: usize>(x: Tensor<D>, activation: Nonlinearity) -> Tensor<D> {
+    on_cpu!(x, activation::unary_cpu(x, activation));
+    on_gpu!(gpu::activation::unary(x.clone(), activation));
+    activation::unary_reference(x, activation)
 }
 
 /// Each pixel becomes a square of 2×2.

@@ -40,7 +40,10 @@ mod on_gpu {
     use std::panic::catch_unwind;
     use std::sync::{Arc, Mutex};
 
-    use aquatint::ops::{self, Activation, Conv2d, DenoiseRow, Estimate, Gelu, Guided, Mask, Slot, Source};
+    use aquatint::ops::{
+        self, Activation, Conv2d, DenoiseRow, Epilogue, Estimate, Gelu, Guided, Mask, Nonlinearity, Slot,
+        Source,
+    };
     use aquatint::{DeviceChoice, LoadOptions, Pipeline, Precision, Request};
     use burn::backend::DispatchDevice;
     use burn::tensor::{DType, Device, DeviceType, Tensor};
@@ -82,8 +85,8 @@ mod on_gpu {
         group_norm: [&'static [&'static str]; 2],
         /// A product of one row a picture.
         one_row: &'static str,
-        /// gelu, quick_gelu and silu.
-        activations: [&'static str; 3],
+        /// gelu, quick_gelu, silu and gelu_tanh.
+        activations: [&'static str; 4],
     }
 
     const WGSL: Names = Names {
@@ -92,13 +95,13 @@ mod on_gpu {
             &["group_norm_statistics", "group_norm_combine", "group_norm_apply"],
         ],
         one_row: "matvec",
-        activations: ["gelu", "quick_gelu", "silu"],
+        activations: ["gelu", "quick_gelu", "silu", "gelu_tanh"],
     };
 
     const CUDA: Names = Names {
         group_norm: [&["group_norm_statistics", "group_norm"]; 2],
         one_row: "matmul",
-        activations: ["activation"; 3],
+        activations: ["activation"; 4],
     };
 
     /// A kernel that is passed over would let burn's own operations stand every other test.
@@ -139,10 +142,23 @@ mod on_gpu {
                 assert_eq!(launches(attention), ["attention"]);
             }
             assert_eq!(launches(|| drop(ops::geglu(tokens.clone()))), ["geglu"]);
-            let [gelu, quick_gelu, silu] = names.activations;
+            let [gelu, quick_gelu, silu, gelu_tanh] = names.activations;
             assert_eq!(launches(|| drop(ops::gelu(tokens.clone()))), [gelu]);
             assert_eq!(launches(|| drop(ops::quick_gelu(tokens.clone()))), [quick_gelu]);
             assert_eq!(launches(|| drop(ops::silu(tokens.clone()))), [silu]);
+            let form = Nonlinearity::Gelu(Gelu::Tanh);
+            assert_eq!(launches(|| drop(ops::activate(tokens.clone(), form))), [gelu_tanh]);
+            let gate = dense(on.random([2, 24], dtype, 7, 1.0).0);
+            let square = dense(on.random([24, 24], dtype, 8, 1.0).0);
+            for (x, name) in [(&tokens, "matmul"), (&token, names.one_row)] {
+                let epilogue = Epilogue {
+                    bias: Some(&affine),
+                    activation: Some(form),
+                    gate: Some(&gate),
+                    residual: Some(x.clone()),
+                };
+                assert_eq!(launches(|| drop(ops::linear_with(x.clone(), &square, epilogue))), [name]);
+            }
             assert_eq!(launches(|| drop(ops::upsample_nearest_2x(map.clone()))), ["upsample_nearest_2x"]);
         }
     }
@@ -376,6 +392,8 @@ mod on_gpu {
         ("gate_residual_matches_its_definition", transformer::gate_residual_matches_its_definition),
         ("swiglu_gates_the_first_half_by_the_second", transformer::swiglu_gates_the_first_half_by_the_second),
         ("bias_gelu_matches_its_definition", transformer::bias_gelu_matches_its_definition),
+        ("an_epilogue_matches_its_definition", transformer::an_epilogue_matches_its_definition),
+        ("an_epilogue_is_that_of_pytorch", transformer::an_epilogue_is_that_of_pytorch),
         ("qk_norm_rope_matches_its_definition", transformer::qk_norm_rope_matches_its_definition),
         (
             "a_transformers_operations_are_those_of_diffusers",

@@ -11,7 +11,7 @@ mod host;
 #[path = "ops/transformer.rs"]
 mod transformer;
 
-use aquatint::ops::{self, Activation, Conv2d, Gelu, Mask};
+use aquatint::ops::{self, Activation, Conv2d, Epilogue, Gelu, Mask, Nonlinearity};
 use burn::tensor::{DType, Device, Tensor};
 use definitions::{On, bits, read};
 use host::Sums;
@@ -143,6 +143,16 @@ fn bias_gelu_matches_its_definition() {
 }
 
 #[test]
+fn an_epilogue_matches_its_definition() {
+    transformer::an_epilogue_matches_its_definition(&cpu());
+}
+
+#[test]
+fn an_epilogue_is_that_of_pytorch() {
+    transformer::an_epilogue_is_that_of_pytorch(&cpu());
+}
+
+#[test]
 fn qk_norm_rope_matches_its_definition() {
     transformer::qk_norm_rope_matches_its_definition(&cpu());
 }
@@ -226,6 +236,16 @@ fn bits_do_not_depend_on_the_thread_count() {
     assert_same_on_any_threads(modulate, "layer_norm_modulate");
     let gate = || ops::gate_residual(tokens.clone(), tokens.clone(), &row);
     assert_same_on_any_threads(gate, "gate_residual");
+    let layer = || {
+        let epilogue = Epilogue {
+            bias: None,
+            activation: Some(Nonlinearity::QuickGelu),
+            gate: Some(&row),
+            residual: Some(tokens.clone()),
+        };
+        ops::linear_with(tokens.clone(), &square.clone().narrow(0, 0, 96), epilogue)
+    };
+    assert_same_on_any_threads(layer, "linear_with");
     let (table, _) = cpu().random([1024, 24], DType::F32, 40, 1.0);
     let weight = affine.clone().narrow(0, 0, 48);
     let rope = || {

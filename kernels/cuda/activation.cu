@@ -1,7 +1,8 @@
 // y = f(x), element by element
 //
 // x, y: `elements` values, contiguous; f32, f16 or bf16; computed in f32
-// f: 1 gelu, x / 2 * (1 + erf(x / sqrt(2))); 2 quick_gelu, x * sigmoid(1.702 x); 3 silu, x * sigmoid(x)
+// f: 1 gelu, x / 2 * (1 + erf(x / sqrt(2))); 2 quick_gelu, x * sigmoid(1.702 x); 3 silu, x * sigmoid(x);
+//   4 gelu_tanh, x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x³)))
 // constants: WIDTH, elements an access: 1, or CHUNK (4 in f32, 8 in f16 and bf16) where `elements` is a multiple
 //   of it and the buffers start at multiples of 16 bytes
 // launch: 256 threads, ceil(elements / WIDTH / 256) blocks

@@ -18,11 +18,6 @@ struct Params {
   u32 row_packs;
 };
 
-INLINE float gelu_tanh(float x) {
-  float twice = x * (1.5957691216f + x * x * 0.0713548163f);
-  return __fdividef(x, 1.0f + expf(-twice));
-}
-
 template <bool TANH>
 INLINE void apply(const elem* __restrict__ x, const elem* __restrict__ bias, elem* __restrict__ y,
                   const Params& params) {

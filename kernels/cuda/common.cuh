@@ -138,12 +138,19 @@ INLINE float warp_sum(float x) {
 #define ACTIVATION_GELU 1u
 #define ACTIVATION_QUICK_GELU 2u
 #define ACTIVATION_SILU 3u
+#define ACTIVATION_GELU_TANH 4u
 
 // x / 2 * (1 + erf(x / sqrt(2)))
 INLINE float gelu(float x) { return 0.5f * x * (1.0f + erff(x * 0.70710678f)); }
 
 // x * sigmoid(scale * x); the quick division is right to 2 ulp
 INLINE float swish(float x, float scale) { return __fdividef(x, 1.0f + expf(-scale * x)); }
+
+// x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x³))), as x * sigmoid of twice tanh's argument
+INLINE float gelu_tanh(float x) {
+  float twice = x * (1.5957691216f + x * x * 0.0713548163f);
+  return __fdividef(x, 1.0f + expf(-twice));
+}
 
 template <int N>
 INLINE void activate(float (&values)[N], u32 activation) {
@@ -159,6 +166,10 @@ INLINE void activate(float (&values)[N], u32 activation) {
     case ACTIVATION_SILU:
 #pragma unroll
       for (int i = 0; i < N; ++i) values[i] = swish(values[i], 1.0f);
+      break;
+    case ACTIVATION_GELU_TANH:
+#pragma unroll
+      for (int i = 0; i < N; ++i) values[i] = gelu_tanh(values[i]);
       break;
     default:
       break;
@@ -189,15 +200,18 @@ INLINE void tile_at(u32 index, u32 tiles_m, u32 tiles_n, u32& tile_m, u32& tile_
   tile_n = within / height;
 }
 
-// y = f(sum + bias) + residual for a matrix product's outputs.
+// y = residual + gate * f(sum + bias) for a matrix product's outputs.
 struct Epilogue {
   const elem* bias;
   const elem* residual;
+  const elem* gate;
   elem* y;
   u32 rows, columns;
   u32 activation;
   // Rows of y that share a row of the residual; 0 for no residual.
   u32 residual_rows;
+  // Rows of y that share a row of the gate; 0 for no gate.
+  u32 gate_rows;
   bool has_bias;
 
   // N neighbours of a row; nothing where they lie outside of the matrix.
@@ -213,6 +227,11 @@ struct Epilogue {
       for (int i = 0; i < N; ++i) values[i] += more[i];
     }
     activate(values, activation);
+    if (gate_rows != 0) {
+      to_f32(more, load<N>(gate + size_t(row / gate_rows) * columns + column));
+#pragma unroll
+      for (int i = 0; i < N; ++i) values[i] *= more[i];
+    }
     if (residual_rows != 0) {
       to_f32(more, load<N>(residual + size_t(row / residual_rows) * columns + column));
 #pragma unroll

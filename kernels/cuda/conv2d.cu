@@ -111,11 +111,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
   Epilogue epilogue;
   epilogue.bias = bias;
   epilogue.residual = residual;
+  epilogue.gate = nullptr;
   epilogue.y = y;
   epilogue.rows = rows;
   epilogue.columns = params.outputs;
   epilogue.activation = ACTIVATION_NONE;
   epilogue.residual_rows = params.residual == 2 ? pixels : params.residual;
+  epilogue.gate_rows = 0;
   epilogue.has_bias = params.has_bias != 0;
   write_tile(epilogue, sums, shared, tile_m * TILE, tile_n * TILE);
 }

@@ -82,11 +82,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
   Epilogue epilogue;
   epilogue.bias = bias;
   epilogue.residual = residual;
+  epilogue.gate = nullptr;
   epilogue.y = y;
   epilogue.rows = params.batch * pixels;
   epilogue.columns = params.outputs;
   epilogue.activation = ACTIVATION_NONE;
   epilogue.residual_rows = params.residual == 2 ? pixels : params.residual;
+  epilogue.gate_rows = 0;
   epilogue.has_bias = params.has_bias != 0;
   Work work(epilogue.rows, params.outputs,
             params.kernel_height * params.kernel_width * ((params.inputs + TILE_K - 1) / TILE_K));

@@ -155,15 +155,11 @@ def run(operation, elem, constants, entry, arrays, outputs, params, blocks, thre
     return agreed
 
 
-def launch(call, plan, arrays, outputs, params=None, constants=None, schedules=None):
-    """Runs a launch that the crate has planned, under every schedule.
-
-    * `params`: words in the place of the plan's; `constants`: some, in the place of the plan's
-    """
-    constants = {**variant(call, plan), **(constants or {})}
-    assert constants in OPERATIONS[call.operation].variants(call.elem), "a variant that is not compiled"
+def launch(call, plan, arrays, outputs, schedules=None):
+    """Runs a launch that the crate has planned, under every schedule."""
+    constants = variant(call, plan)
     assert plan["blocks"][1:] == [1, 1], "blocks in one direction"
-    words = plan["params"] if params is None else params
+    words = plan["params"]
     maps = plan.get("maps", ())
     return run(
         call.operation, call.elem, constants, plan["entry"], arrays, outputs,

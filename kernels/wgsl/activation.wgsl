@@ -1,5 +1,6 @@
 // y = act(x), element by element, in f32: one entry an activation.
 //   gelu        x / 2 * (1 + erf(x / sqrt(2)))
+//   gelu_tanh   x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x³)))
 //   quick_gelu  x * sigmoid(1.702 x)
 //   silu        x * sigmoid(x)
 // x, y: `count` vectors of WIDTH elements
@@ -19,11 +20,6 @@ struct Params { count: u32 }
 @group(0) @binding(1) var<storage, read_write> y: array<elems>;
 @group(0) @binding(2) var<uniform> params: Params;
 
-fn sigmoid(v: floats) -> floats {
-    // Beyond 88 the exponential leaves f32.
-    return floats(1.0) / (floats(1.0) + exp(min(-v, floats(88.0))));
-}
-
 fn first(group: vec3<u32>, groups: vec3<u32>, thread: u32) -> u32 {
     return (group.y * groups.x + group.x) * THREADS * ITEMS + thread;
 }
@@ -35,6 +31,16 @@ fn gelu(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     for (var item = 0u; item < ITEMS; item++) {
         let i = start + item * THREADS;
         if i < params.count { y[i] = elems(gelu_of(floats(x[i]))); }
+    }
+}
+
+@compute @workgroup_size(THREADS)
+fn gelu_tanh(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
+             @builtin(local_invocation_index) thread: u32) {
+    let start = first(group, groups, thread);
+    for (var item = 0u; item < ITEMS; item++) {
+        let i = start + item * THREADS;
+        if i < params.count { y[i] = elems(gelu_tanh_of(floats(x[i]))); }
     }
 }
 

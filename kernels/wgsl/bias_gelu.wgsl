@@ -19,12 +19,6 @@ struct Params { count: u32, channels: u32 }
 @group(0) @binding(2) var<storage, read_write> y: array<elems>;
 @group(0) @binding(3) var<uniform> params: Params;
 
-fn gelu_tanh(v: floats) -> floats {
-    let twice = v * (floats(1.5957691216) + v * v * 0.0713548163);
-    // Beyond 88 the exponential leaves f32.
-    return v / (floats(1.0) + exp(min(-twice, floats(88.0))));
-}
-
 @compute @workgroup_size(THREADS)
 fn bias_gelu(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,
              @builtin(local_invocation_index) thread: u32) {
@@ -41,6 +35,6 @@ fn bias_gelu_tanh(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgrou
     let start = (group.y * groups.x + group.x) * THREADS * ITEMS + thread;
     for (var item = 0u; item < ITEMS; item++) {
         let i = start + item * THREADS;
-        if i < params.count { y[i] = elems(gelu_tanh(floats(x[i]) + floats(bias[i % params.channels]))); }
+        if i < params.count { y[i] = elems(gelu_tanh_of(floats(x[i]) + floats(bias[i % params.channels]))); }
     }
 }

@@ -40,6 +40,7 @@ struct Params {
     residual: u32,
 }
 
+@group(0) @binding(4) var<storage, read_write> y: array<elem>;
 @group(0) @binding(5) var<uniform> params: Params;
 
 // The upper left corner of an output pixel's patch.

@@ -1,10 +1,9 @@
-// What matmul.wgsl and conv2d.wgsl share: bindings, the tile in workgroup memory, and how rows of w are read.
+// What matmul.wgsl and conv2d.wgsl share: inputs, the tile in workgroup memory, and how rows of w are read.
 
 @group(0) @binding(0) var<storage, read_write> x: array<elems>;
 @group(0) @binding(1) var<storage, read_write> w: array<elems>;
 @group(0) @binding(2) var<storage, read_write> bias: array<elem>;
 @group(0) @binding(3) var<storage, read_write> residual: array<elem>;
-@group(0) @binding(4) var<storage, read_write> y: array<elem>;
 
 const TILE: u32 = 64u;
 const SLAB: u32 = 16u;

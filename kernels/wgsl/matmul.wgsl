@@ -1,16 +1,17 @@
-// y = x · wᵀ + bias + residual
+// y = residual + gate * f(x · wᵀ + bias); f is nothing or an activation
 //
-// x: [m, k], every row of the call (batch · tokens); w: [n, k]; bias: [n]; residual, y: [m, n]; all contiguous,
-// f32 or f16, sums in f32, each over k in ascending order from zero: a row's bits depend on that row alone.
+// x: [m, k], every row of the call (batch · tokens); w: [n, k]; bias: [n]; residual, y: [m, n]; gate: [batch, n], one row
+// for all rows of a picture; all contiguous, f32 or f16, sums in f32, each over k in ascending order from zero, and all that
+// follows in f32, rounded once: a row's bits depend on that row alone.
 // tile: one workgroup of 64 threads an output tile of 64×64, 8×8 a thread; k goes through workgroup memory in
 // slabs of 16, transposed there so that a thread reads four rows at once; 8.5 KiB
 // launch: (ceil(n / 64), gy, gz), with gy · gz at least ceil(m / 64)
 // limits: m, n, k at least 1; every tensor below 2^32 elements
 //
-// parts: gemm.wgsl, this file
+// parts: gelu.wgsl, epilogue.wgsl, gemm.wgsl, this file
 // constants:
 //   WIDTH  4 when k % 4 == 0, else 1: elements of one load
-// bindings: x, w, bias, residual, y, params; an input that params turns off is bound and never read
+// bindings: x, w, bias, residual, gate, y, params; an input that params turns off is bound and never read
 // reference: ops::reference::linear; test: tests/kernels.rs
 // Has run on software Vulkan (Mesa 25.0.7) alone, never on a GPU.
 
@@ -21,9 +22,15 @@ struct Params {
     // 1 to add them.
     bias: u32,
     residual: u32,
+    // 0 none, 1 gelu, 2 quick_gelu, 3 silu, 4 gelu_tanh
+    activation: u32,
+    // Of a picture; 0 for no gate.
+    gate_rows: u32,
 }
 
-@group(0) @binding(5) var<uniform> params: Params;
+@group(0) @binding(4) var<storage, read_write> gate: array<elem>;
+@group(0) @binding(5) var<storage, read_write> y: array<elem>;
+@group(0) @binding(6) var<uniform> params: Params;
 
 // Four elements of a row of x from column `k`; rows past the last repeat it, columns past the last are zero.
 fn load_x(row: u32, k: u32) -> vec4<f32> {
@@ -49,15 +56,7 @@ fn flush(row0: u32, col0: u32, thread: u32) {
         let row = row0 + i / 32u;
         let col = col0 + i % 32u;
         if row < params.m && col < params.n {
-            var v = slab[i / 4u][i % 4u];
-            if params.bias == 1u {
-                v += f32(bias[col]);
-            }
-            let e = row * params.n + col;
-            if params.residual == 1u {
-                v += f32(residual[e]);
-            }
-            y[e] = elem(v);
+            y[row * params.n + col] = elem(finished(slab[i / 4u][i % 4u], row, col));
         }
     }
 }

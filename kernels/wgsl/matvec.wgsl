@@ -1,7 +1,8 @@
-// y = w · x + bias + residual for each row of x: matmul.wgsl where a picture has one row, as a timestep's embedding has
-// x: [rows, k]; w: [n, k]; bias: [n]; residual, y: [rows, n]; x and w in vectors of WIDTH elements; sums in f32
+// y = residual + gate * f(w · x + bias) for each row of x: matmul.wgsl where a picture has one row, as a timestep's embedding has
+// x: [rows, k]; w: [n, k]; bias: [n]; residual, gate, y: [rows, n]; x and w in vectors of WIDTH elements; sums in f32
 // tile: LANES threads an output, THREADS / LANES outputs of one row a workgroup; w is read side by side
 // launch: (ceil(n / (THREADS / LANES)), rows)
+// parts: gelu.wgsl, epilogue.wgsl, this file
 // constants: elem f32 or f16; WIDTH 1, 2 or 4, a divisor of k
 // limits: rows at most 65535; an input that its parameter turns off is bound and never read
 // reference: ops::reference::linear; test: tests/kernels.rs
@@ -9,15 +10,16 @@
 
 const LANES: u32 = 32u;
 
-// k: in vectors
-struct Params { n: u32, k: u32, has_bias: u32, has_residual: u32 }
+// k: in vectors; the rest as in matmul.wgsl
+struct Params { n: u32, k: u32, bias: u32, residual: u32, activation: u32, gate_rows: u32 }
 
 @group(0) @binding(0) var<storage, read_write> x: array<elems>;
 @group(0) @binding(1) var<storage, read_write> w: array<elems>;
 @group(0) @binding(2) var<storage, read_write> bias: array<elem>;
 @group(0) @binding(3) var<storage, read_write> residual: array<elem>;
-@group(0) @binding(4) var<storage, read_write> y: array<elem>;
-@group(0) @binding(5) var<uniform> params: Params;
+@group(0) @binding(4) var<storage, read_write> gate: array<elem>;
+@group(0) @binding(5) var<storage, read_write> y: array<elem>;
+@group(0) @binding(6) var<uniform> params: Params;
 
 var<workgroup> sums: array<f32, THREADS>;
 
@@ -38,10 +40,6 @@ fn matvec(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
         workgroupBarrier();
     }
     if lane == 0u && column < params.n {
-        let at = group.y * params.n + column;
-        var sum = sums[thread];
-        if params.has_bias == 1u { sum += f32(bias[column]); }
-        if params.has_residual == 1u { sum += f32(residual[at]); }
-        y[at] = elem(sum);
+        y[group.y * params.n + column] = elem(finished(sums[thread], group.y, column));
     }
 }

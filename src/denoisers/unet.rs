@@ -9,7 +9,7 @@ pub(crate) use self::config::{Level, UNetConfig};
 use crate::nn::attention::Transformer;
 use crate::nn::resnet::{BlockStyle, Downsample, ResnetBlock, Upsample};
 use crate::nn::{Conv2d, GroupNorm, Linear, Load, Weights, bytes_of_maps};
-use crate::ops::{self, Activation};
+use crate::ops::{self, Activation, Nonlinearity};
 
 /// One resolution on the way down: each layer's output is kept for the way up.
 #[derive(Debug)]
@@ -237,8 +237,9 @@ impl UNet2dCondition {
             &self.device,
             dtype,
         );
-        let time = self.time_linear_1.forward(embedded.unsqueeze_dim::<3>(1));
-        let time = ops::silu(self.time_linear_2.forward(ops::silu(time)));
+        let silu = Nonlinearity::Silu;
+        let time = self.time_linear_1.forward_activated(embedded.unsqueeze_dim::<3>(1), silu);
+        let time = self.time_linear_2.forward_activated(time, silu);
 
         let mut x = self.conv_in.forward(latents.cast(dtype).permute([0, 2, 3, 1]));
         let mut skips = vec![x.clone()];

@@ -3,15 +3,7 @@
 use burn::tensor::activation::{gelu, sigmoid, silu};
 use burn::tensor::{DType, Tensor};
 
-use super::Gelu;
-
-/// An element-wise activation.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unary {
-    Gelu,
-    QuickGelu,
-    Silu,
-}
+use super::{Gelu, Nonlinearity};
 
 /// The function of the second half of the channels that gates the first, in geglu and swiglu.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,15 +13,23 @@ pub(crate) enum Gate {
 }
 
 /// Plain burn operations, in f32.
-pub(crate) fn unary_reference<const D: usize>(x: Tensor<D>, unary: Unary) -> Tensor<D> {
+pub(crate) fn unary_reference<const D: usize>(x: Tensor<D>, activation: Nonlinearity) -> Tensor<D> {
     let dtype = x.dtype();
-    let x = x.cast(DType::F32);
-    let y = match unary {
-        Unary::Gelu => gelu(x),
-        Unary::QuickGelu => x.clone() * sigmoid(x * 1.702),
-        Unary::Silu => silu(x),
-    };
-    y.cast(dtype)
+    applied(x.cast(DType::F32), activation).cast(dtype)
+}
+
+/// In `x`'s own dtype.
+pub(crate) fn applied<const D: usize>(x: Tensor<D>, activation: Nonlinearity) -> Tensor<D> {
+    match activation {
+        Nonlinearity::Gelu(Gelu::Exact) => gelu(x),
+        Nonlinearity::Gelu(Gelu::Tanh) => {
+            // (1 + tanh(u)) / 2 is the sigmoid of 2 u.
+            let slope = 2.0 * std::f64::consts::FRAC_2_PI.sqrt();
+            x.clone() * sigmoid((x.clone().square() * (0.044_715 * slope) + slope) * x)
+        }
+        Nonlinearity::QuickGelu => x.clone() * sigmoid(x * 1.702),
+        Nonlinearity::Silu => silu(x),
+    }
 }
 
 /// Plain burn operations, in f32.
@@ -55,24 +55,16 @@ pub fn bias_gelu_reference(x: Tensor<3>, bias: &Tensor<1>, form: Gelu) -> Tensor
     let dtype = x.dtype();
     let channels = x.dims()[2];
     let x = x.cast(DType::F32) + bias.clone().cast(DType::F32).reshape([1, 1, channels]);
-    match form {
-        Gelu::Exact => gelu(x),
-        Gelu::Tanh => {
-            // (1 + tanh(u)) / 2 is the sigmoid of 2 u.
-            let slope = 2.0 * std::f64::consts::FRAC_2_PI.sqrt();
-            x.clone() * sigmoid((x.clone().square() * (0.044_715 * slope) + slope) * x)
-        }
-    }
-    .cast(dtype)
+    applied(x, Nonlinearity::Gelu(form)).cast(dtype)
 }
 
 /// One vectorised pass.
 #[cfg(feature = "cpu")]
-pub(crate) fn unary_cpu<const D: usize>(x: Tensor<D>, unary: Unary) -> Tensor<D> {
+pub(crate) fn unary_cpu<const D: usize>(x: Tensor<D>, activation: Nonlinearity) -> Tensor<D> {
     use super::cpu::{self, Host, elementwise};
 
     let (dtype, shape) = (x.dtype(), x.dims());
-    cpu::tensor(elementwise::unary(&Host::new(x).f32(), unary), shape, dtype)
+    cpu::tensor(elementwise::unary(&Host::new(x).f32(), activation), shape, dtype)
 }
 
 /// One vectorised pass.

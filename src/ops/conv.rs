@@ -68,7 +68,9 @@ pub(crate) fn cpu(
         a: &rows,
         b: weight.elements(),
         bias: bias.as_deref(),
-        residual: residual.as_deref().map(|values| gemm::Residual { values, rows: shared }),
+        activation: None,
+        gate: None,
+        residual: residual.as_deref().map(|values| gemm::Operand { values, rows: shared }),
     };
     cpu::tensor(product.compute(), [batch, out_height, out_width, n], dtype)
 }

@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Tensor};
 
 /// `[batch, channels]` as f32, for every token of its picture.
-fn for_tokens(x: &Tensor<2>) -> Tensor<3> {
+pub(crate) fn for_tokens(x: &Tensor<2>) -> Tensor<3> {
     let [batch, channels] = x.dims();
     x.clone().cast(DType::F32).reshape([batch, 1, channels])
 }

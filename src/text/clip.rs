@@ -4,14 +4,8 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use crate::error::Result;
 use crate::nn::{LayerNorm, Linear, Load, Weights, bytes_of_maps};
-use crate::ops::{self, Mask};
+use crate::ops::{self, Gelu, Mask, Nonlinearity};
 use crate::weights::{ConfigError, ConfigReader};
-
-#[derive(Clone, Copy, Debug, PartialEq)]
-enum HiddenAct {
-    QuickGelu,
-    Gelu,
-}
 
 /// The numbers in the text encoder's `config.json`.
 #[derive(Clone, Debug)]
@@ -22,7 +16,7 @@ pub(crate) struct ClipConfig {
     layers: usize,
     heads: usize,
     pub(crate) max_positions: usize,
-    act: HiddenAct,
+    act: Nonlinearity,
     eps: f32,
 }
 
@@ -43,7 +37,7 @@ impl ClipConfig {
             "torch_dtype",
             "transformers_version",
         ]);
-        let acts = [("quick_gelu", HiddenAct::QuickGelu), ("gelu", HiddenAct::Gelu)];
+        let acts = [("quick_gelu", Nonlinearity::QuickGelu), ("gelu", Nonlinearity::Gelu(Gelu::Exact))];
         let read = Self {
             vocab_size: config.count("vocab_size", 49408)?,
             hidden_size: config.count("hidden_size", 512)?,
@@ -51,7 +45,7 @@ impl ClipConfig {
             layers: config.count("num_hidden_layers", 12)?,
             heads: config.count("num_attention_heads", 8)?,
             max_positions: config.count("max_position_embeddings", 77)?,
-            act: config.choice("hidden_act", HiddenAct::QuickGelu, &acts)?,
+            act: config.choice("hidden_act", Nonlinearity::QuickGelu, &acts)?,
             eps: config.f32_in("layer_norm_eps", 1e-5, 0.0..=1.0)?,
         };
         if !read.hidden_size.is_multiple_of(read.heads) {
@@ -99,11 +93,7 @@ impl Layer {
         let k = self.k_proj.forward(normed.clone());
         let v = self.v_proj.forward(normed);
         let x = self.out_proj.forward_add(ops::attention(q, k, v, config.heads, Mask::Causal), x);
-        let hidden = self.fc1.forward(self.layer_norm2.forward(x.clone()));
-        let hidden = match config.act {
-            HiddenAct::QuickGelu => ops::quick_gelu(hidden),
-            HiddenAct::Gelu => ops::gelu(hidden),
-        };
+        let hidden = self.fc1.forward_activated(self.layer_norm2.forward(x.clone()), config.act);
         self.fc2.forward_add(hidden, x)
     }
 }

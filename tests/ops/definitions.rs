@@ -1,7 +1,7 @@
 //! What every backend's operations must give: their definitions in f64, with odd sizes, outliers and every dtype that
 //! the backend computes in; and a row's bits in any batch.
 
-use aquatint::ops::{self, Activation, Conv2d, Mask};
+use aquatint::ops::{self, Activation, Conv2d, Gelu, Mask, Nonlinearity};
 use burn::tensor::{DType, Device, Tensor, TensorData};
 
 use crate::host::{self, Exact, Sums};
@@ -410,7 +410,9 @@ pub(crate) fn activations_match_their_definitions(on: &On) {
         };
         on.assert_close(ops::gelu(tensor.clone()), &exact(host::gelu), 4e-7, "gelu");
         on.assert_close(ops::silu(tensor.clone()), &exact(host::silu), 4e-7, "silu");
-        on.assert_close(ops::quick_gelu(tensor), &exact(host::quick_gelu), 4e-7, "quick_gelu");
+        on.assert_close(ops::quick_gelu(tensor.clone()), &exact(host::quick_gelu), 4e-7, "quick_gelu");
+        let y = ops::activate(tensor, Nonlinearity::Gelu(Gelu::Tanh));
+        on.assert_close(y, &exact(host::gelu_tanh), 4e-7, "gelu_tanh");
     }
 }
 

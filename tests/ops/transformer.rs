@@ -1,9 +1,9 @@
 //! The operations of diffusion transformers, as `definitions.rs` does for the others.
 
-use aquatint::ops::{self, Gelu};
+use aquatint::ops::{self, Epilogue, Gelu, Nonlinearity};
 use burn::tensor::{DType, Tensor};
 
-use crate::definitions::{On, assert_rows_independent, bits, outlier, read};
+use crate::definitions::{self, On, assert_rows_independent, bits, outlier, read};
 use crate::host::{self, Exact};
 
 /// Of a product of two values, one of them through a function whose slope is at most about one.
@@ -114,6 +114,68 @@ pub(crate) fn bias_gelu_matches_its_definition(on: &On) {
     }
 }
 
+type Function = fn(f64) -> f64;
+
+const NONLINEARITIES: [(Nonlinearity, Function); 4] = [
+    (Nonlinearity::Gelu(Gelu::Exact), host::gelu),
+    (Nonlinearity::Gelu(Gelu::Tanh), host::gelu_tanh),
+    (Nonlinearity::QuickGelu, host::quick_gelu),
+    (Nonlinearity::Silu, host::silu),
+];
+
+pub(crate) fn an_epilogue_matches_its_definition(on: &On) {
+    // Batch, tokens, inputs, outputs.
+    let shapes =
+        [(1, 1, 1, 1), (3, 1, 34, 6), (2, 1, 1283, 33), (2, 3, 5, 7), (3, 25, 320, 65), (2, 70, 96, 136)];
+    // Bias 1, gate 2, residual 4; bias and residual alone are in `linear_matches_its_definition`.
+    let none = (None, (|x| x) as Function, &[0b010, 0b011, 0b110, 0b111][..]);
+    let all =
+        || NONLINEARITIES.into_iter().map(|(kind, f)| (Some(kind), f, &[0b001, 0b111][..])).chain([none]);
+    for &dtype in on.dtypes {
+        for &(batch, tokens, k, n) in on.cases(&shapes, &[(3, 1, 34, 6), (2, 3, 5, 7)]) {
+            let (x, x_values) = on.random([batch, tokens, k], dtype, 62, outlier(dtype));
+            // What keeps most sums where an activation bends.
+            let small: Vec<f64> =
+                definitions::values(n * k, 63, 1.0).iter().map(|w| w / (k as f64).sqrt()).collect();
+            let weight = on.tensor(&small, [n, k], dtype);
+            let w = read(weight.clone());
+            let (bias, b) = on.random([n], dtype, 64, 1.0);
+            let (gate, g) = on.random([batch, n], dtype, 65, 1.0);
+            let (residual, r) = on.random([batch, tokens, n], dtype, 66, 1.0);
+            for (activation, f, parts) in
+                all().flat_map(|(kind, f, parts)| parts.iter().map(move |parts| (kind, f, *parts)))
+            {
+                let [has_bias, has_gate, has_residual] = [1, 2, 4].map(|part| parts & part != 0);
+                let mut expected = host::linear(&x_values, &w, has_bias.then_some(&b[..]), None, k);
+                for (i, out) in expected.iter_mut().enumerate() {
+                    *out = out.map(f);
+                    if has_gate {
+                        let gate = g[i / (tokens * n) * n + i % n];
+                        *out = Exact { value: out.value * gate, magnitude: out.magnitude * gate.abs() };
+                    }
+                    if has_residual {
+                        out.add(r[i]);
+                    }
+                }
+                let epilogue = Epilogue {
+                    bias: has_bias.then_some(&bias),
+                    activation,
+                    gate: has_gate.then_some(&gate),
+                    residual: has_residual.then(|| residual.clone()),
+                };
+                let what = format!("linear_with {batch}x{tokens}x{k}x{n} {activation:?} {parts}");
+                let y = ops::linear_with(x.clone(), &weight, epilogue.clone());
+                on.assert_close(y, &expected, 2e-6, &what);
+                // burn's own product is rounded to f16 or bf16.
+                if dtype == DType::F32 {
+                    let reference = || ops::reference::linear(x.clone(), &weight, epilogue);
+                    on.assert_reference(reference, &expected, 2e-6, &what);
+                }
+            }
+        }
+    }
+}
+
 /// Cosines and sines of random angles, as f32 keeps them.
 fn tables(on: &On, tokens: usize, pairs: usize) -> [(Tensor<2>, Vec<f64>); 2] {
     let (_, angles) = on.random([tokens, pairs], DType::F32, 53, 10.0);
@@ -214,6 +276,43 @@ pub(crate) fn a_transformers_operations_are_those_of_diffusers(on: &On) {
     close(ops::bias_gelu(x, &bias, Gelu::Tanh), &tanh, "bias_gelu");
 }
 
+/// Numbers from torch 2.15 (`residual + gate * f(F.linear(x, weight, bias))`, with `F.gelu`, `F.silu` and transformers'
+/// `QuickGELUActivation`) in f32.
+pub(crate) fn an_epilogue_is_that_of_pytorch(on: &On) {
+    let x = on.tensor(&[0.5, -1.25, 2.0, 0.75, -0.3, 1.1, -2.2, 0.4], [1, 2, 4], DType::F32);
+    let weight = [0.8, -0.5, 0.3, 1.2, -0.7, 0.4, 0.9, -0.2, 0.1, 1.5, -0.6, 0.25];
+    let weight = on.tensor(&weight, [3, 4], DType::F32);
+    let bias = on.tensor(&[0.1, -0.3, 0.2], [3], DType::F32);
+    let gate = on.tensor(&[1.5, -0.5, 2.0], [1, 3], DType::F32);
+    let residual = on.tensor(&[0.3, -1.0, 0.6, 2.5, 0.0, -0.4], [1, 2, 3], DType::F32);
+    let cases = [
+        (None, [4.237_500_2, -1.25, -4.675_000_2, 1.194_999_9, 0.855, 6.079_999_9]),
+        (
+            Some(Nonlinearity::Gelu(Gelu::Exact)),
+            [4.220_441_3, -1.172_865_6, 0.577_971_5, 2.249_244, 0.037_306_2, 6.076_128],
+        ),
+        (
+            Some(Nonlinearity::Gelu(Gelu::Tanh)),
+            [4.221_144_2, -1.172_857, 0.578_912_1, 2.249_083_5, 0.037_369_5, 6.076_749_3],
+        ),
+        (
+            Some(Nonlinearity::QuickGelu),
+            [4.192_837_2, -1.175_194_3, 0.541_411_4, 2.258_163, 0.044_152_9, 6.054_003_2],
+        ),
+        (
+            Some(Nonlinearity::Silu),
+            [3.971_534_5, -1.155_614_9, 0.247_821_9, 2.114_693_2, 0.130_955, 5.835_782_1],
+        ),
+    ];
+    for (activation, expected) in cases {
+        let epilogue =
+            Epilogue { bias: Some(&bias), activation, gate: Some(&gate), residual: Some(residual.clone()) };
+        let exact = expected.map(|value| Exact { value, magnitude: 5.0 });
+        let y = ops::linear_with(x.clone(), &weight, epilogue);
+        on.assert_close(y, &exact, 1e-7, &format!("linear_with {activation:?}"));
+    }
+}
+
 /// Rows of the batch bring their own scale, shift and gate: the last three tokens of `x`.
 pub(crate) fn a_transformers_row_has_the_same_bits_in_any_batch(on: &On) {
     for &dtype in on.dtypes {
@@ -235,6 +334,19 @@ pub(crate) fn a_transformers_row_has_the_same_bits_in_any_batch(on: &On) {
             assert_rows_independent(on, x.clone(), gate, "gate_residual");
             assert_rows_independent(on, x.clone(), |x| ops::rms_norm(x, &affine, 1e-6), "rms_norm");
             assert_rows_independent(on, x.clone(), ops::swiglu, "swiglu");
+            let (weight, _) = on.random([channels, channels], dtype, 67, 1.0);
+            let layer = |x: Tensor<3>| {
+                let gate = own(&x, 2);
+                let x = on.narrow(&x, 1, 0, tokens);
+                let epilogue = Epilogue {
+                    bias: Some(&affine),
+                    activation: Some(Nonlinearity::Gelu(Gelu::Tanh)),
+                    gate: Some(&gate),
+                    residual: Some(on.map(&x, |x| x * 0.5)),
+                };
+                ops::linear_with(x, &weight, epilogue)
+            };
+            assert_rows_independent(on, x.clone(), layer, "linear_with");
             let gelu = |x| ops::bias_gelu(x, &affine, Gelu::Tanh);
             assert_rows_independent(on, x.clone(), gelu, "bias_gelu");
             let [(cos, _), (sin, _)] = tables(on, tokens + 3, channels / 4);
@@ -270,6 +382,13 @@ pub(crate) fn a_transformers_view_gives_the_bits_of_its_copy(on: &On) {
     assert_eq!(modulate(q.clone(), part(1), part(2)), copy);
     let gate = |residual, x, gate| bits(ops::gate_residual(residual, x, &gate));
     let copy = gate(solid(q.clone()), solid(k.clone()), flat(part(5)));
-    assert_eq!(gate(q.clone(), k, part(5)), copy);
+    assert_eq!(gate(q.clone(), k.clone(), part(5)), copy);
+    let square = q.clone().narrow(0, 0, 1).narrow(1, 0, 1).reshape([1, 32]).repeat_dim(0, 32);
+    let layer = |x, gate, residual| {
+        let epilogue = Epilogue { gate: Some(&gate), residual: Some(residual), ..Epilogue::default() };
+        bits(ops::linear_with(x, &square, epilogue))
+    };
+    let copy = layer(solid(q.clone()), flat(part(3)), solid(k.clone()));
+    assert_eq!(layer(q.clone(), part(3), k), copy);
     assert_eq!(bits(ops::swiglu(q.clone())), bits(ops::swiglu(solid(q))));
 }

@@ -18,7 +18,16 @@ def swish(x, scale):
     return x / (1 + np.exp(np.minimum(-scale * x, 700.0)))
 
 
-FUNCTIONS = {"gelu": gelu, "quick_gelu": lambda x: swish(x, 1.702), "silu": lambda x: swish(x, 1.0)}
+def gelu_tanh(x):
+    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+FUNCTIONS = {
+    "gelu": gelu,
+    "quick_gelu": lambda x: swish(x, 1.702),
+    "silu": lambda x: swish(x, 1.0),
+    "gelu_tanh": gelu_tanh,
+}
 
 
 def inputs(shape, elem, seed):

@@ -4,23 +4,15 @@ import math
 
 import numpy as np
 
+from cases.pointwise import gelu, gelu_tanh
 from harness import close, dtype, launch, store, values
 from variants import planned
 
 EPS = 1e-5
-erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 def silu(x):
     return x / (1 + np.exp(np.minimum(-x, 700.0)))
-
-
-def gelu(x):
-    return x / 2 * (1 + erf(x / math.sqrt(2)))
-
-
-def gelu_tanh(x):
-    return x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
 
 def normal(shape, elem, seed, outlier=0.0):

@@ -158,7 +158,7 @@ class Product:
         params = words(self.ROWS, self.OUTPUTS, self.INPUTS, 0, 0, 0)
         unread = self.buffers[0]
         self.device.launch(
-            self.kernel, (4, 1, 1), (288, 1, 1), shared, self.stream, *maps, unread, unread, self.y, params
+            self.kernel, (4, 1, 1), (288, 1, 1), shared, self.stream, *maps, unread, unread, unread, self.y, params
         )
 
 

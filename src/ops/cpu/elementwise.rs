@@ -3,8 +3,8 @@
 use super::isa::multiversion;
 use super::math;
 use super::parallel;
-use crate::ops::Gelu;
-use crate::ops::activation::{Gate, Unary};
+use crate::ops::activation::Gate;
+use crate::ops::{Gelu, Nonlinearity};
 
 /// Multiply-adds that one activation costs, for the decision to use threads.
 const WORK: usize = 24;
@@ -12,31 +12,46 @@ const WORK: usize = 24;
 /// Elements a task takes at least; a multiple of a cache line.
 const UNIT: usize = 1024;
 
-pub(crate) fn unary(x: &[f32], unary: Unary) -> Vec<f32> {
+pub(crate) fn unary(x: &[f32], activation: Nonlinearity) -> Vec<f32> {
     let mut out = parallel::output(x.len());
     parallel::fill(&mut out, UNIT, WORK * x.len(), |start, out| {
-        let x = &x[start..start + out.len()];
-        match unary {
-            Unary::Gelu => gelu(x, out),
-            Unary::QuickGelu => swish(x, 1.702, out),
-            Unary::Silu => swish(x, 1.0, out),
-        }
+        activate(&x[start..start + out.len()], activation, out);
     });
     out
 }
 
 multiversion! {
-    fn swish(x: &[f32], slope: f32, out: &mut [f32]) {
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = math::swish::<FMA>(*x, slope);
+    fn activate(x: &[f32], activation: Nonlinearity, out: &mut [f32]) {
+        let values = out.iter_mut().zip(x);
+        match activation {
+            Nonlinearity::Gelu(Gelu::Exact) => values.for_each(|(out, x)| *out = math::gelu::<FMA>(*x)),
+            Nonlinearity::Gelu(Gelu::Tanh) => values.for_each(|(out, x)| *out = math::gelu_tanh::<FMA>(*x)),
+            Nonlinearity::QuickGelu => values.for_each(|(out, x)| *out = math::swish::<FMA>(*x, 1.702)),
+            Nonlinearity::Silu => values.for_each(|(out, x)| *out = math::swish::<FMA>(*x, 1.0)),
         }
     }
 }
 
 multiversion! {
-    fn gelu(x: &[f32], out: &mut [f32]) {
-        for (out, x) in out.iter_mut().zip(x) {
-            *out = math::gelu::<FMA>(*x);
+    /// `y = residual + gate * activation(y)`, of which each part may be missing.
+    pub(crate) fn shape(
+        activation: Option<Nonlinearity>,
+        gate: Option<&[f32]>,
+        residual: Option<&[f32]>,
+        y: &mut [f32],
+    ) {
+        match activation {
+            Some(Nonlinearity::Gelu(Gelu::Exact)) => y.iter_mut().for_each(|y| *y = math::gelu::<FMA>(*y)),
+            Some(Nonlinearity::Gelu(Gelu::Tanh)) => y.iter_mut().for_each(|y| *y = math::gelu_tanh::<FMA>(*y)),
+            Some(Nonlinearity::QuickGelu) => y.iter_mut().for_each(|y| *y = math::swish::<FMA>(*y, 1.702)),
+            Some(Nonlinearity::Silu) => y.iter_mut().for_each(|y| *y = math::swish::<FMA>(*y, 1.0)),
+            None => {}
+        }
+        if let Some(gate) = gate {
+            y.iter_mut().zip(gate).for_each(|(y, gate)| *y *= gate);
+        }
+        if let Some(residual) = residual {
+            y.iter_mut().zip(residual).for_each(|(y, residual)| *y += residual);
         }
     }
 }

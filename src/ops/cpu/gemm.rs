@@ -1,4 +1,4 @@
-//! `c = a · bᵀ + bias + residual`, the matrix product behind [`linear`](crate::ops::linear) and
+//! `c = residual + gate * activation(a · bᵀ + bias)`, the matrix product behind [`linear`](crate::ops::linear) and
 //! [`conv2d`](crate::ops::conv2d).
 //!
 //! `b` is a weight as stored, `[n, k]`. `a` is whatever fills blocks of rows: tokens, or the pixels under a
@@ -6,10 +6,12 @@
 
 use std::ops::Range;
 
+use super::elementwise;
 use super::isa::Isa;
 use super::kernel::{A_STRIDE, K_BLOCK, ROWS, Tile, WIDE, panel_width};
 use super::pack::{self, Elements};
 use super::parallel::{self, Shared};
+use crate::ops::Nonlinearity;
 
 /// Rows of `a` held in cache at a time.
 const ROW_BLOCK: usize = 96;
@@ -39,9 +41,9 @@ impl Rows for Matrix<'_> {
     }
 }
 
-/// What is added to the product.
+/// What meets the product element by element.
 #[derive(Clone, Copy)]
-pub(crate) struct Residual<'a> {
+pub(crate) struct Operand<'a> {
     /// `[m / rows, n]`.
     pub(crate) values: &'a [f32],
     /// How many consecutive rows of the product share one row of `values`.
@@ -56,10 +58,12 @@ pub(crate) struct Gemm<'a, A> {
     pub(crate) a: &'a A,
     pub(crate) b: Elements<'a>,
     pub(crate) bias: Option<&'a [f32]>,
-    pub(crate) residual: Option<Residual<'a>>,
+    pub(crate) activation: Option<Nonlinearity>,
+    pub(crate) gate: Option<Operand<'a>>,
+    pub(crate) residual: Option<Operand<'a>>,
 }
 
-impl<A: Rows> Gemm<'_, A> {
+impl<'a, A: Rows> Gemm<'a, A> {
     /// `[m, n]`.
     pub(crate) fn compute(&self) -> Vec<f32> {
         let mut out = parallel::output(self.m * self.n);
@@ -157,7 +161,7 @@ impl<A: Rows> Gemm<'_, A> {
     /// The first rows of `rows` that fit a block and share a row of the residual, where that is broadcast.
     fn next_rows(&self, rows: Range<usize>) -> Range<usize> {
         let mut end = rows.end.min(rows.start + ROW_BLOCK);
-        if let Some(Residual { rows: shared, .. }) = self.residual
+        if let Some(Operand { rows: shared, .. }) = self.residual
             && shared > 1
         {
             end = end.min((rows.start / shared + 1) * shared);
@@ -187,6 +191,8 @@ impl<A: Rows> Gemm<'_, A> {
         c: Shared<'_, f32>,
     ) {
         let last = k.end == self.k;
+        // The tile adds the residual itself where nothing comes before it.
+        let shaped = last && (self.activation.is_some() || self.gate.is_some());
         let heights = rows.len().div_ceil(ROWS);
         for (index, start) in columns.clone().step_by(WIDE).enumerate() {
             let count = (columns.end - start).min(WIDE);
@@ -195,7 +201,7 @@ impl<A: Rows> Gemm<'_, A> {
             for tile in 0..heights {
                 let part = parallel::part(rows.len(), heights, 1, tile);
                 let row = rows.start + part.start;
-                let residual = self.residual.filter(|_| last).map(|residual| {
+                let residual = self.residual.filter(|_| last && !shaped).map(|residual| {
                     let stride = if residual.rows == 1 { self.n } else { 0 };
                     (&residual.values[row / residual.rows * self.n + start..], stride)
                 });
@@ -216,7 +222,24 @@ impl<A: Rows> Gemm<'_, A> {
                 unsafe {
                     tile.compute(isa);
                 }
+                if shaped {
+                    self.shape(row..row + part.len(), start..start + count, c);
+                }
             }
+        }
+    }
+
+    /// Activation, gate and residual of a tile whose sums are complete, while it is still in the first-level cache.
+    fn shape(&self, rows: Range<usize>, columns: Range<usize>, c: Shared<'_, f32>) {
+        for row in rows {
+            let of_row = |operand: Operand<'a>| {
+                &operand.values[row / operand.rows * self.n + columns.start..][..columns.len()]
+            };
+            let start = row * self.n + columns.start;
+            // SAFETY: the caller's tile, in rows and columns that only its task computes.
+            #[allow(unsafe_code, reason = "disjoint tiles of one output")]
+            let y = unsafe { c.slice(start..start + columns.len()) };
+            elementwise::shape(self.activation, self.gate.map(of_row), self.residual.map(of_row), y);
         }
     }
 }

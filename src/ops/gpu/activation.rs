@@ -4,8 +4,8 @@ use burn::tensor::Tensor;
 
 use super::Buffer;
 use super::plan::{Language, Plan, Source, Target, source, word};
-use crate::ops::Gelu;
-use crate::ops::activation::{Gate, Unary};
+use crate::ops::activation::Gate;
+use crate::ops::{Gelu, Nonlinearity};
 
 const ACTIVATION_WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/activation.wgsl");
 const ACTIVATION_CUDA: Source = source!("cuda/common.cuh", "cuda/activation.cu");
@@ -16,18 +16,29 @@ const SWIGLU_CUDA: Source = source!("cuda/common.cuh", "cuda/gated.cuh", "cuda/s
 const BIAS_GELU_WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/bias_gelu.wgsl");
 const BIAS_GELU_CUDA: Source = source!("cuda/common.cuh", "cuda/bias_gelu.cu");
 
+/// What the kernels call an activation, in CUDA and in `wgsl/epilogue.wgsl`; 0 is none.
+pub(crate) fn code(activation: Nonlinearity) -> u32 {
+    match activation {
+        Nonlinearity::Gelu(Gelu::Exact) => 1,
+        Nonlinearity::QuickGelu => 2,
+        Nonlinearity::Silu => 3,
+        Nonlinearity::Gelu(Gelu::Tanh) => 4,
+    }
+}
+
 /// `batch` rows of `row` elements.
-pub(crate) fn unary_plan(target: Target, batch: usize, row: usize, unary: Unary) -> Option<Plan> {
+pub(crate) fn unary_plan(target: Target, batch: usize, row: usize, activation: Nonlinearity) -> Option<Plan> {
     let width = target.width(&[row]);
     let vectors = batch * row / width;
-    let (entry, code) = match unary {
-        Unary::Gelu => ("gelu", 1),
-        Unary::QuickGelu => ("quick_gelu", 2),
-        Unary::Silu => ("silu", 3),
+    let entry = match activation {
+        Nonlinearity::Gelu(Gelu::Exact) => "gelu",
+        Nonlinearity::Gelu(Gelu::Tanh) => "gelu_tanh",
+        Nonlinearity::QuickGelu => "quick_gelu",
+        Nonlinearity::Silu => "silu",
     };
     let (source, entry, params) = match target.language {
         Language::Wgsl => (ACTIVATION_WGSL, entry, vec![word(vectors)?]),
-        Language::Cuda => (ACTIVATION_CUDA, "activation", vec![word(vectors)?, code]),
+        Language::Cuda => (ACTIVATION_CUDA, "activation", vec![word(vectors)?, code(activation)]),
     };
     let constants = vec![("WIDTH", word(width)?)];
     Some(Plan {
@@ -41,7 +52,7 @@ pub(crate) fn unary_plan(target: Target, batch: usize, row: usize, unary: Unary)
     })
 }
 
-pub(crate) fn unary<const D: usize>(x: Tensor<D>, unary: Unary) -> Option<Tensor<D>> {
+pub(crate) fn unary<const D: usize>(x: Tensor<D>, activation: Nonlinearity) -> Option<Tensor<D>> {
     let shape = x.dims();
     // A tensor of one dimension is one row.
     let (batch, row) = match shape.split_first() {
@@ -49,7 +60,7 @@ pub(crate) fn unary<const D: usize>(x: Tensor<D>, unary: Unary) -> Option<Tensor
         _ => (1, shape.iter().product()),
     };
     let target = Target::of(&x)?;
-    let plan = unary_plan(target, batch, row, unary)?;
+    let plan = unary_plan(target, batch, row, activation)?;
     let x = Buffer::of(x, target)?;
     let y = x.empty(shape, target.elem);
     plan.launch(&[&x], &[&y])?;

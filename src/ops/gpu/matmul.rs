@@ -2,12 +2,14 @@
 
 use burn::tensor::Tensor;
 
-use super::Buffer;
 use super::hopper::{Hopper, Ring, TILE_ROWS, TensorMap};
 use super::plan::{Grid, LANES, Language, Plan, Source, THREADS, Target, source, word};
+use super::{Buffer, activation};
+use crate::ops::{Epilogue, Nonlinearity};
 
-const MATMUL_WGSL: Source = source!("wgsl/gemm.wgsl", "wgsl/matmul.wgsl");
-const MATVEC_WGSL: Source = source!("wgsl/matvec.wgsl");
+const MATMUL_WGSL: Source =
+    source!("wgsl/gelu.wgsl", "wgsl/epilogue.wgsl", "wgsl/gemm.wgsl", "wgsl/matmul.wgsl");
+const MATVEC_WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/epilogue.wgsl", "wgsl/matvec.wgsl");
 const MATMUL_SM90: Source =
     source!("cuda/common.cuh", "cuda/wgmma.cuh", "cuda/gemm_sm90.cuh", "cuda/matmul_sm90.cu");
 const MATMUL_CUDA: Source = source!("cuda/common.cuh", "cuda/mma.cuh", "cuda/gemm.cuh", "cuda/matmul.cu");
@@ -47,6 +49,8 @@ pub(crate) struct Product {
     pub(crate) inputs: usize,
     pub(crate) outputs: usize,
     pub(crate) bias: bool,
+    pub(crate) activation: Option<Nonlinearity>,
+    pub(crate) gate: bool,
     pub(crate) residual: bool,
 }
 
@@ -71,11 +75,11 @@ impl Product {
         }
         let (constants, grid) = tiles(target, rows, tokens, outputs, inputs)?;
         let sizes = [word(rows)?, word(outputs)?, word(inputs)?];
-        let (source, params) = match target.language {
-            Language::Wgsl => (MATMUL_WGSL, [&sizes[..], &self.epilogue()].concat()),
-            // No activation.
-            Language::Cuda => (MATMUL_CUDA, [&sizes[..], &[0], &self.epilogue()].concat()),
+        let source = match target.language {
+            Language::Wgsl => MATMUL_WGSL,
+            Language::Cuda => MATMUL_CUDA,
         };
+        let params = [&sizes[..], &self.epilogue()?].concat();
         Some(Plan { target, source, entry: "matmul", constants, maps: Vec::new(), params, grid })
     }
 
@@ -84,19 +88,17 @@ impl Product {
         let &Self { batch, tokens, inputs, outputs, .. } = self;
         let rows = batch * tokens;
         word(inputs.checked_add(256)?)?;
-        // No activation.
-        let constants = [ring.constants(), vec![("ACTIVATION", 0)]].concat();
-        let [bias, residual] = self.epilogue();
+        let [bias, residual, activation, gate_rows] = self.epilogue()?;
         Some(Plan {
             target,
             source: MATMUL_SM90,
             entry: "matmul_sm90",
-            constants,
+            constants: [ring.constants(), vec![("ACTIVATION", activation)]].concat(),
             maps: vec![
                 TensorMap::tiled(&[inputs, rows], &[ring.inputs, TILE_ROWS])?,
                 TensorMap::tiled(&[inputs, outputs], &[ring.inputs, ring.outputs])?,
             ],
-            params: vec![word(rows)?, word(outputs)?, word(inputs)?, bias, residual, 0],
+            params: vec![word(rows)?, word(outputs)?, word(inputs)?, bias, residual, gate_rows],
             grid: ring.grid(target, hopper, rows, outputs)?,
         })
     }
@@ -111,34 +113,42 @@ impl Product {
             entry: "matvec",
             constants: vec![("WIDTH", word(width)?)],
             maps: Vec::new(),
-            params: [sizes, self.epilogue()].concat(),
+            params: [&sizes[..], &self.epilogue()?].concat(),
             grid: target.grid([self.outputs.div_ceil(THREADS / LANES), self.batch, 1], THREADS)?,
         })
     }
 
-    fn epilogue(&self) -> [u32; 2] {
-        [u32::from(self.bias), u32::from(self.residual)]
+    /// The parameters that say what follows the product.
+    fn epilogue(&self) -> Option<[u32; 4]> {
+        let gate_rows = if self.gate { word(self.tokens)? } else { 0 };
+        let activation = self.activation.map_or(0, activation::code);
+        Some([u32::from(self.bias), u32::from(self.residual), activation, gate_rows])
     }
 }
 
-pub(crate) fn linear(
-    x: Tensor<3>,
-    weight: &Tensor<2>,
-    bias: Option<&Tensor<1>>,
-    residual: Option<Tensor<3>>,
-) -> Option<Tensor<3>> {
+pub(crate) fn linear(x: Tensor<3>, weight: &Tensor<2>, epilogue: Epilogue<'_>) -> Option<Tensor<3>> {
+    let Epilogue { bias, activation, gate, residual } = epilogue;
     let [batch, tokens, inputs] = x.dims();
     let [outputs, _] = weight.dims();
     let target = Target::of(&x)?;
-    let (has_bias, has_residual) = (bias.is_some(), residual.is_some());
-    let product = Product { batch, tokens, inputs, outputs, bias: has_bias, residual: has_residual };
+    let product = Product {
+        batch,
+        tokens,
+        inputs,
+        outputs,
+        bias: bias.is_some(),
+        activation,
+        gate: gate.is_some(),
+        residual: residual.is_some(),
+    };
     let plan = product.plan(target)?;
     let (x, weight) = (Buffer::of(x, target)?, Buffer::of(weight.clone(), target)?);
     // What params turn off is bound and never read.
     let bias = bias.map_or_else(|| Some(x.clone()), |bias| Buffer::of(bias.clone(), target))?;
     let residual = residual.map_or_else(|| Some(x.clone()), |residual| Buffer::of(residual, target))?;
+    let gate = gate.map_or_else(|| Some(x.clone()), |gate| Buffer::of(gate.clone(), target))?;
     let y = x.empty([batch, tokens, outputs], target.elem);
     let other = || product.plan(target.without_hopper());
-    plan.launch_or(other, &[&x, &weight, &bias, &residual], &[&y])?;
+    plan.launch_or(other, &[&x, &weight, &bias, &residual, &gate], &[&y])?;
     y.tensor()
 }

@@ -11,8 +11,7 @@ use super::conv2d::{Added, Convolution};
 use super::hopper::{Hopper, LARGE, MIDDLE, Ring, STATIC};
 use super::matmul::Product;
 use super::plan::{Language, Plan, Target};
-use crate::ops::activation::Unary;
-use crate::ops::{Conv2d, Mask};
+use crate::ops::{Conv2d, Mask, Nonlinearity};
 
 const RINGS: [Ring; 3] = [STATIC, MIDDLE, LARGE];
 
@@ -111,6 +110,12 @@ impl Sum {
     }
 }
 
+/// * `sizes`: batch, tokens, inputs, outputs
+fn product(sizes: [usize; 4], bias: bool, residual: bool) -> Product {
+    let [batch, tokens, inputs, outputs] = sizes;
+    Product { batch, tokens, inputs, outputs, bias, activation: None, gate: false, residual }
+}
+
 #[test]
 #[ignore = "needs a CUDA device of compute capability 9.0"]
 fn products_are_those_of_f64_on_both_ways_to_the_device() {
@@ -127,10 +132,10 @@ fn products_are_those_of_f64_on_both_ways_to_the_device() {
                 Sum::of(terms.chain([biases[output], residuals[at]]))
             })
             .collect();
-        let product = Product { batch, tokens, inputs, outputs, bias: true, residual: true };
+        let product = product([batch, tokens, inputs, outputs], true, true);
         let found = RINGS.map(|ring| {
             let plan = product.on_hopper(on.target, HOPPER, ring).unwrap();
-            read(on.launch(&plan, &[&x, &weight, &bias, &residual], [expected.len()]))
+            read(on.launch(&plan, &[&x, &weight, &bias, &residual, &x], [expected.len()]))
         });
         on.assert_close(&found[0], &expected, "a product");
         assert!(found.iter().all(|other| *other == found[0]), "the bits depend on the variant");
@@ -236,18 +241,17 @@ fn work_on_our_own_stream_stands_in_the_order_in_which_it_was_asked_for() {
     // Enough on a device that the next operation could begin too early; the software driver finds that by itself.
     let tokens = if std::env::var_os("AQUATINT_CUDA_CAPABILITY").is_some() { 131 } else { 8192 };
     let channels = 136;
-    let product =
-        Product { batch: 1, tokens, inputs: channels, outputs: channels, bias: false, residual: true };
+    let product = product([1, tokens, channels, channels], false, true);
     for on in on_hopper() {
         // The rows keep their size.
         let weights = uniform(channels * channels, 2).into_iter().map(|weight| 0.1 * weight).collect();
         let weight = Buffer::of(on.stored(weights, [channels * channels]).0, on.target).unwrap();
-        let silu = unary_plan(on.target, 1, tokens * channels, Unary::Silu).unwrap();
+        let silu = unary_plan(on.target, 1, tokens * channels, Nonlinearity::Silu).unwrap();
         let walk = |ring: Ring| {
             let plan = product.on_hopper(on.target, HOPPER, ring).unwrap();
             let (mut x, _) = on.buffer([tokens * channels], 1);
             for _ in 0..4 {
-                let y = on.launch(&plan, &[&x, &weight, &x, &x], [tokens * channels]);
+                let y = on.launch(&plan, &[&x, &weight, &x, &x, &x], [tokens * channels]);
                 x = on.launch(&silu, &[&y], [tokens * channels]);
             }
             read(x)
@@ -261,7 +265,7 @@ fn work_on_our_own_stream_stands_in_the_order_in_which_it_was_asked_for() {
 #[ignore = "needs a CUDA device of compute capability 9.0, the software driver with AQUATINT_CUDA_ERRORS=return"]
 fn a_kernel_that_does_not_compile_leaves_its_place_to_another() {
     let [on, _] = on_hopper();
-    let product = Product { batch: 1, tokens: 8, inputs: 64, outputs: 8, bias: false, residual: false };
+    let product = product([1, 8, 64, 8], false, false);
     let mut plan = product.on_hopper(on.target, HOPPER, LARGE).unwrap();
     // No product of a warpgroup has as many columns.
     plan.constants.iter_mut().find(|(name, _)| *name == "TILE_N").unwrap().1 = 1024;
@@ -269,7 +273,7 @@ fn a_kernel_that_does_not_compile_leaves_its_place_to_another() {
     assert_eq!(other.entry, "matmul");
     let (x, _) = on.buffer([8 * 64], 1);
     let (weight, _) = on.buffer([8 * 64], 2);
-    let inputs = [&x, &weight, &x, &x];
+    let inputs = [&x, &weight, &x, &x, &x];
     let expected = read(on.launch(&other, &inputs, [64]));
     for _ in 0..2 {
         let y = x.empty([64], on.target.elem);

@@ -15,8 +15,8 @@ use super::matmul::Product;
 use super::plan::{Language, Plan, Target, name};
 use super::rope::QkNormRope;
 use super::{activation, denoise, layer_norm, modulate, rms_norm, upsample};
-use crate::ops::activation::{Gate, Unary};
-use crate::ops::{Activation, Conv2d, Gelu, Mask};
+use crate::ops::activation::Gate;
+use crate::ops::{Activation, Conv2d, Gelu, Mask, Nonlinearity};
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 
@@ -24,6 +24,13 @@ const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
 const HALVES: [DType; 2] = [DType::F16, DType::BF16];
 
 const EPS: f32 = 1e-5;
+
+const NONLINEARITIES: [(&str, Nonlinearity); 4] = [
+    ("gelu", Nonlinearity::Gelu(Gelu::Exact)),
+    ("gelu_tanh", Nonlinearity::Gelu(Gelu::Tanh)),
+    ("quick_gelu", Nonlinearity::QuickGelu),
+    ("silu", Nonlinearity::Silu),
+];
 
 /// An operation's call on a batch, with what `prove.py` needs to make its inputs.
 struct Call<'a> {
@@ -106,11 +113,11 @@ fn call<'a>(
 
 fn pointwise(chunk: usize) -> Vec<Call<'static>> {
     let mut calls = Vec::new();
-    for (kind, unary) in [("gelu", Unary::Gelu), ("quick_gelu", Unary::QuickGelu), ("silu", Unary::Silu)] {
+    for (kind, activation) in NONLINEARITIES {
         for (batch, row) in [(1, 1), (1, 1031), (2, 259 * chunk)] {
             let arguments = json!({ "row": row, "kind": kind });
             calls.push(call("activation", batch, arguments, move |target, batch| {
-                activation::unary_plan(target, batch, row, unary)
+                activation::unary_plan(target, batch, row, activation)
             }));
         }
     }
@@ -205,17 +212,23 @@ fn transformer(chunk: usize) -> Vec<Call<'static>> {
 fn products(chunk: usize) -> Vec<Call<'static>> {
     let mut calls = Vec::new();
     let products = [
-        // batch, tokens, inputs, outputs, bias, residual
-        (1, 1, 1, 1, false, false),
-        (5, 1, 13, 3, true, true),
-        (2, 35, 37, 67, true, false),
-        (5, 13, 5 * chunk, 136, true, true),
-        (2, 131, 20 * chunk, 137, true, true),
-        (1, 128, 4 * chunk, 128, true, false),
-        (1, 1100, chunk, 8, false, true),
-        (1, 1100, chunk, 136, false, true),
+        // batch, tokens, inputs, outputs, bias, gate, residual
+        (1, 1, 1, 1, false, false, false),
+        (5, 1, 13, 3, true, true, true),
+        (2, 35, 37, 67, true, false, false),
+        (5, 13, 5 * chunk, 136, true, false, true),
+        (2, 131, 20 * chunk, 137, true, false, true),
+        (2, 133, 4 * chunk, 136, false, true, true),
+        (1, 128, 4 * chunk, 128, true, true, false),
+        (1, 1100, chunk, 8, false, false, true),
+        (1, 1100, chunk, 136, false, false, true),
     ];
-    calls.extend(products.map(|sizes| product("matmul", None, sizes)));
+    calls.extend(products.map(|sizes| product("matmul", None, sizes, None)));
+    // Each activation before a gate and a residual, in vectors and in single outputs.
+    for activation in NONLINEARITIES {
+        let sizes = [(3, 7, 2 * chunk, 136, true, true, true), (2, 5, 3, 9, true, false, false)];
+        calls.extend(sizes.map(|sizes| product("matmul", None, sizes, Some(activation))));
+    }
     let even = [1; 4];
     let convolutions = [
         // batch, [height, width, inputs], outputs, kernel, stride, padding, bias, residual
@@ -231,17 +244,24 @@ fn products(chunk: usize) -> Vec<Call<'static>> {
     calls
 }
 
-/// batch, tokens, inputs, outputs, bias, residual
-type ProductSizes = (usize, usize, usize, usize, bool, bool);
+/// batch, tokens, inputs, outputs, bias, gate, residual
+type ProductSizes = (usize, usize, usize, usize, bool, bool, bool);
 
 /// As a variant for Hopper, or as it is chosen.
-fn product(operation: &'static str, ring: Option<Ring>, sizes: ProductSizes) -> Call<'static> {
-    let (batch, tokens, inputs, outputs, bias, residual) = sizes;
+fn product(
+    operation: &'static str,
+    ring: Option<Ring>,
+    sizes: ProductSizes,
+    activation: Option<(&'static str, Nonlinearity)>,
+) -> Call<'static> {
+    let (batch, tokens, inputs, outputs, bias, gate, residual) = sizes;
     let arguments = json!({
-        "tokens": tokens, "inputs": inputs, "outputs": outputs, "bias": bias, "residual": residual
+        "tokens": tokens, "inputs": inputs, "outputs": outputs, "bias": bias, "gate": gate,
+        "residual": residual, "activation": activation.map(|(name, _)| name),
     });
+    let activation = activation.map(|(_, activation)| activation);
     call(operation, batch, arguments, move |target, batch| {
-        let product = Product { batch, tokens, inputs, outputs, bias, residual };
+        let product = Product { batch, tokens, inputs, outputs, bias, activation, gate, residual };
         match ring {
             Some(ring) => product.on_hopper(target, target.hopper.unwrap(), ring),
             None => product.plan(target),
@@ -329,15 +349,17 @@ fn denoising() -> Vec<Call<'static>> {
 /// The kernels for Hopper, in the variants that are named, or as chosen.
 fn on_hopper() -> Vec<Call<'static>> {
     let products = [
-        (Some(STATIC), (1, 1, 8, 8, false, false)),
-        (None, (2, 131, 168, 136, true, true)),
-        (Some(STATIC), (1, 128, 128, 128, true, false)),
-        (Some(STATIC), (1, 1100, 72, 136, false, true)),
-        (Some(MIDDLE), (5, 1, 200, 24, true, true)),
-        (Some(MIDDLE), (1, 131, 328, 264, true, false)),
-        (Some(LARGE), (1, 1, 8, 8, true, false)),
-        (Some(LARGE), (3, 43, 392, 264, true, true)),
-        (Some(LARGE), (1, 257, 136, 520, false, true)),
+        (Some(STATIC), (1, 1, 8, 8, false, false, false), Some(0)),
+        (None, (2, 131, 168, 136, true, true, true), None),
+        (Some(STATIC), (1, 128, 128, 128, true, false, false), Some(3)),
+        (Some(STATIC), (2, 550, 72, 136, false, true, true), Some(0)),
+        (Some(MIDDLE), (5, 1, 200, 24, true, true, true), Some(2)),
+        (Some(MIDDLE), (1, 131, 328, 264, true, false, false), Some(2)),
+        (Some(MIDDLE), (2, 67, 72, 136, true, true, true), Some(1)),
+        (Some(LARGE), (1, 1, 8, 8, true, false, false), None),
+        (Some(LARGE), (3, 43, 392, 264, true, true, true), None),
+        (Some(LARGE), (1, 257, 136, 520, false, false, true), None),
+        (Some(LARGE), (2, 65, 136, 72, true, true, false), Some(1)),
     ];
     let even = [1; 4];
     let convolutions = [
@@ -368,7 +390,9 @@ fn on_hopper() -> Vec<Call<'static>> {
         (1, 64, 96, 1, 160, Mask::None, false),
         (1, 275, 275, 2, 160, Mask::Causal, false),
     ];
-    let products = products.map(|(ring, sizes)| product("matmul_sm90", ring, sizes));
+    let products = products.map(|(ring, sizes, activation)| {
+        product("matmul_sm90", ring, sizes, activation.map(|which: usize| NONLINEARITIES[which]))
+    });
     let convolutions = convolutions.map(|(ring, sizes)| convolution("conv2d_sm90", ring, sizes));
     let attentions = attentions.map(|sizes| attending("attention_sm90", sizes));
     products.into_iter().chain(convolutions).chain(attentions).collect()
@@ -380,8 +404,9 @@ fn large() -> Vec<Call<'static>> {
     let even = [1; 4];
     let maps = [(64, 640, 640), (128, 512, 512), (512, 256, 256), (1024, 128, 128)];
     let heads = [(4096, 10, 64), (1024, 20, 64), (4608, 24, 128), (4096, 8, 40)];
-    let products = products
-        .map(|(tokens, inputs, outputs)| product("matmul", None, (1, tokens, inputs, outputs, true, false)));
+    let products = products.map(|(tokens, inputs, outputs)| {
+        product("matmul", None, (1, tokens, inputs, outputs, true, false, false), None)
+    });
     let convolutions = maps.map(|(size, inputs, outputs)| {
         let sizes = (1, [size, size, inputs], outputs, [3, 3], 1, even, true, Added::Nothing);
         convolution("conv2d", None, sizes)

@@ -12,7 +12,7 @@ mod common;
 use std::hint::black_box;
 use std::time::Instant;
 
-use aquatint::ops::{self, Activation, Conv2d, Epilogue, Gelu, Mask, Nonlinearity};
+use aquatint::ops::{self, Activation, Conv2d, Epilogue, Gelu, Mask, Nonlinearity, Sinusoids};
 use burn::tensor::{DType, Distribution, Tensor};
 use common::{Place, asked_for, places, skip};
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -312,6 +312,23 @@ fn transformer(criterion: &mut Criterion, place: &Place) {
     }
 }
 
+/// Rows, channels.
+const TIMESTEPS: [[usize; 2]; 3] = [[1, 320], [8, 320], [64, 256]];
+
+fn timesteps(criterion: &mut Criterion, place: &Place) {
+    for [rows, channels] in TIMESTEPS {
+        let op = format!("timestep_embedding {rows}x{channels}");
+        let Some(case) = Case::new(place, &op, rows * channels, false) else {
+            continue;
+        };
+        let sinusoids = Sinusoids::new(channels, true, 0.0, &place.device);
+        let timesteps: Vec<f32> = (0..rows).map(|row| 999.0 - row as f32).collect();
+        let kernel = || ops::timestep_embedding(&timesteps, &sinusoids, place.dtype);
+        let burn = || ops::reference::timestep_embedding(&timesteps, &sinusoids, place.dtype);
+        case.pair(criterion, kernel, burn);
+    }
+}
+
 /// A square layer with a bias and what `more` puts behind it, which gets the layer's input as well.
 fn linear_with<'a>(
     criterion: &mut Criterion,
@@ -330,7 +347,7 @@ fn linear_with<'a>(
 
 fn kernels(criterion: &mut Criterion) {
     for place in places() {
-        for measure in [linear, conv2d, attention, maps, tokens, transformer] {
+        for measure in [linear, conv2d, attention, maps, tokens, transformer, timesteps] {
             measure(criterion, &place);
         }
     }

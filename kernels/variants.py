@@ -121,6 +121,9 @@ OPERATIONS = {
     "denoise_step": Operation(
         ("common.cuh", "denoise_step.cu"), ("denoise_deviations", "denoise_step", "denoise_input"), plain
     ),
+    "timestep_embedding": Operation(
+        ("common.cuh", "timestep_embedding.cu"), ("timestep_embedding",), plain
+    ),
     "matmul": Operation((*GEMM, "matmul.cu"), ("matmul",), tiles, MMA),
     "conv2d": Operation((*GEMM, "conv2d.cu"), ("conv2d",), tiles, MMA),
     "attention": Operation(

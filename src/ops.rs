@@ -26,9 +26,10 @@ mod norm;
 mod rope;
 mod upsample;
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::{DType, Tensor};
 
 pub use denoise::{DenoiseRow, Estimate, Guided, NonFinite, Slot, Source, Stepped};
+pub use embedding::Sinusoids;
 pub use linear::Epilogue;
 
 /// How a [`conv2d`] walks its input.
@@ -325,21 +326,15 @@ pub fn upsample_nearest_2x(x: Tensor<4>) -> Tensor<4> {
     upsample::reference(x)
 }
 
-/// The sinusoidal embedding of timesteps, as `diffusers.models.embeddings.get_timestep_embedding` (Ho et al. 2020,
-/// after Vaswani et al. 2017), computed on the host in f32.
+/// The sinusoidal embedding of timesteps, as `diffusers.models.embeddings.get_timestep_embedding` computes it in f32 (Ho
+/// et al. 2020, after Vaswani et al. 2017). A GPU's kernel takes the timesteps with its launch; elsewhere the host computes
+/// the values and uploads them.
 ///
-/// * returns `[timesteps, channels]`: sines then cosines, or cosines first with `flip_sin_to_cos`;
-///   an odd `channels` ends in a column of zeros
-pub fn timestep_embedding(
-    timesteps: &[f32],
-    channels: usize,
-    flip_sin_to_cos: bool,
-    downscale_freq_shift: f32,
-    device: &Device,
-    dtype: DType,
-) -> Tensor<2> {
-    let values = embedding::sinusoids(timesteps, channels, flip_sin_to_cos, downscale_freq_shift);
-    embedding::upload(values, [timesteps.len(), channels], device, dtype)
+/// * `timesteps`: one a row, below 2^23 in size
+/// * returns `[timesteps, channels]` on the device of `sinusoids`
+pub fn timestep_embedding(timesteps: &[f32], sinusoids: &Sinusoids, dtype: DType) -> Tensor<2> {
+    on_gpu!(gpu::embedding::timestep_embedding(timesteps, sinusoids, dtype));
+    embedding::reference(timesteps, sinusoids, dtype)
 }
 
 /// What the network is to see of each row: its sample times a factor.
@@ -384,6 +379,7 @@ pub mod reference {
     pub use super::attention::reference as attention;
     pub use super::conv::reference as conv2d;
     pub use super::denoise::{input_reference as denoise_input, reference as denoise_step};
+    pub use super::embedding::reference as timestep_embedding;
     pub use super::linear::reference as linear;
     pub use super::modulate::{
         gate_residual_reference as gate_residual, layer_norm_modulate_reference as layer_norm_modulate,

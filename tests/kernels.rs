@@ -10,6 +10,9 @@ mod definitions;
 #[path = "ops/denoise.rs"]
 mod denoise;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[path = "ops/embedding.rs"]
+mod embedding;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[path = "ops/hopper.rs"]
 mod hopper;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -41,8 +44,8 @@ mod on_gpu {
     use std::sync::{Arc, Mutex};
 
     use aquatint::ops::{
-        self, Activation, Conv2d, DenoiseRow, Epilogue, Estimate, Gelu, Guided, Mask, Nonlinearity, Slot,
-        Source,
+        self, Activation, Conv2d, DenoiseRow, Epilogue, Estimate, Gelu, Guided, Mask, Nonlinearity,
+        Sinusoids, Slot, Source,
     };
     use aquatint::{DeviceChoice, LoadOptions, Pipeline, Precision, Request};
     use burn::backend::DispatchDevice;
@@ -52,6 +55,7 @@ mod on_gpu {
 
     use crate::definitions::{self, On};
     use crate::denoise;
+    use crate::embedding;
     use crate::hopper;
     use crate::host::Sums;
     use crate::leave::leave;
@@ -184,6 +188,10 @@ mod on_gpu {
                 drop(ops::qk_norm_rope(tokens.clone(), tokens.clone(), &head, &head, &table, &table, 1e-6));
             };
             assert_eq!(launches(rope), ["qk_norm_rope"]);
+            let sinusoids = Sinusoids::new(24, true, 0.0, &on.device);
+            let embed = |rows| drop(ops::timestep_embedding(&vec![500.0; rows], &sinusoids, dtype));
+            assert_eq!(launches(|| embed(64)), ["timestep_embedding"]);
+            assert_eq!(launches(|| embed(65)), ["timestep_embedding"; 2]);
         }
     }
 
@@ -395,6 +403,15 @@ mod on_gpu {
         ("an_epilogue_matches_its_definition", transformer::an_epilogue_matches_its_definition),
         ("an_epilogue_is_that_of_pytorch", transformer::an_epilogue_is_that_of_pytorch),
         ("qk_norm_rope_matches_its_definition", transformer::qk_norm_rope_matches_its_definition),
+        ("timestep_embeddings_are_those_of_diffusers", embedding::timestep_embeddings_are_those_of_diffusers),
+        (
+            "a_timestep_embedding_matches_its_definition",
+            embedding::a_timestep_embedding_matches_its_definition,
+        ),
+        (
+            "a_timesteps_row_has_the_same_bits_in_any_batch",
+            embedding::a_timesteps_row_has_the_same_bits_in_any_batch,
+        ),
         (
             "a_transformers_operations_are_those_of_diffusers",
             transformer::a_transformers_operations_are_those_of_diffusers,

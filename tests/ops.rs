@@ -6,6 +6,8 @@
 mod definitions;
 #[path = "ops/denoise.rs"]
 mod denoise;
+#[path = "ops/embedding.rs"]
+mod embedding;
 #[path = "ops/host.rs"]
 mod host;
 #[path = "ops/transformer.rs"]
@@ -13,7 +15,7 @@ mod transformer;
 
 use aquatint::ops::{self, Activation, Conv2d, Epilogue, Gelu, Mask, Nonlinearity};
 use burn::tensor::{DType, Device, Tensor};
-use definitions::{On, bits, read};
+use definitions::{On, bits};
 use host::Sums;
 
 fn cpu() -> On {
@@ -183,33 +185,19 @@ fn assert_same_on_any_threads<const D: usize>(compute: impl Fn() -> Tensor<D> + 
     assert!(one == on(2) && one == on(5), "{what}: bits depend on the thread count");
 }
 
-/// Numbers from `diffusers.models.embeddings.get_timestep_embedding`, torch 2.15.
 #[test]
 fn timestep_embeddings_are_those_of_diffusers() {
-    let timesteps = [0.0, 1.0, 12.5, 981.0];
-    let flipped = [
-        [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0],
-        [0.540_302_34, 0.998_922_94, 0.999_997_7, 0.841_470_96, 0.046_399_23, 0.002_154_433_2, 0.0],
-        [0.997_798_26, 0.836_353_8, 0.999_637_4, -0.066_321_895, 0.548_190_1, 0.026_927_179, 0.0],
-        [0.679_957_2, 0.019_103_363, -0.516_453_56, 0.733_251_8, 0.999_817_5, 0.856_315_2, 0.0],
-    ];
-    let shifted = [
-        [0.0, 0.0, 0.0, 1.0, 1.0, 1.0],
-        [0.841_470_96, 0.009_999_833, 9.999_999e-5, 0.540_302_34, 0.999_949_95, 1.0],
-        [-0.066_321_895, 0.124_674_73, 0.001_249_999_5, 0.997_798_26, 0.992_197_7, 0.999_999_2],
-        [0.733_251_8, -0.375_764_43, 0.097_942_725, 0.679_957_2, -0.926_715_2, 0.995_192_05],
-    ];
-    let device = Device::flex();
-    let close = |actual: Tensor<2>, expected: Vec<f64>| {
-        let actual = read(actual);
-        assert_eq!(actual.len(), expected.len());
-        // 981 radians carry a rounding of 3e-5 from the frequency's last bit.
-        actual.iter().zip(expected).for_each(|(a, e)| assert!((a - e).abs() < 7e-5, "{a} for {e}"));
-    };
-    let y = ops::timestep_embedding(&timesteps, 7, true, 0.0, &device, DType::F32);
-    close(y, flipped.concat());
-    let y = ops::timestep_embedding(&timesteps, 6, false, 1.0, &device, DType::F32);
-    close(y, shifted.concat());
+    embedding::timestep_embeddings_are_those_of_diffusers(&cpu());
+}
+
+#[test]
+fn a_timestep_embedding_matches_its_definition() {
+    embedding::a_timestep_embedding_matches_its_definition(&cpu());
+}
+
+#[test]
+fn a_timesteps_row_has_the_same_bits_in_any_batch() {
+    embedding::a_timesteps_row_has_the_same_bits_in_any_batch(&cpu());
 }
 
 #[test]

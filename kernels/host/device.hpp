@@ -410,6 +410,7 @@ using std::min;
 
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }
 inline float __uint_as_float(unsigned word) { return device::real(word); }
+inline unsigned __float_as_uint(float x) { return device::bits(x); }
 inline float __fdividef(float x, float y) { return x / y; }
 
 inline void __syncthreads() { device::barrier(); }

@@ -9,7 +9,7 @@ pub(crate) use self::config::{Level, UNetConfig};
 use crate::nn::attention::Transformer;
 use crate::nn::resnet::{BlockStyle, Downsample, ResnetBlock, Upsample};
 use crate::nn::{Conv2d, GroupNorm, Linear, Load, Weights, bytes_of_maps};
-use crate::ops::{self, Activation, Nonlinearity};
+use crate::ops::{self, Activation, Nonlinearity, Sinusoids};
 
 /// One resolution on the way down: each layer's output is kept for the way up.
 #[derive(Debug)]
@@ -167,6 +167,7 @@ impl UpBlock {
 #[derive(Debug)]
 pub(crate) struct UNet2dCondition {
     config: UNetConfig,
+    time_proj: Sinusoids,
     time_linear_1: Linear,
     time_linear_2: Linear,
     conv_in: Conv2d,
@@ -175,7 +176,6 @@ pub(crate) struct UNet2dCondition {
     up_blocks: Vec<UpBlock>,
     conv_norm_out: GroupNorm,
     conv_out: Conv2d,
-    device: Device,
 }
 
 impl UNet2dCondition {
@@ -200,6 +200,7 @@ impl UNet2dCondition {
             inputs = level.channels;
         }
         Ok(Self {
+            time_proj: Sinusoids::new(first, config.flip_sin_to_cos, config.freq_shift, device),
             time_linear_1: Linear::load(weights, "time_embedding.linear_1", first, time)?,
             time_linear_2: Linear::load(weights, "time_embedding.linear_2", time, time)?,
             conv_in: Conv2d::load(weights, "conv_in", config.in_channels, first, config.conv_in_kernel)?,
@@ -209,7 +210,6 @@ impl UNet2dCondition {
             mid_block,
             up_blocks,
             config,
-            device: device.clone(),
         })
     }
 
@@ -229,14 +229,7 @@ impl UNet2dCondition {
     /// * `context`: `[batch, tokens, context]`
     pub(crate) fn forward(&self, latents: Tensor<4>, timesteps: &[f32], context: &Tensor<3>) -> Tensor<4> {
         let dtype = context.dtype();
-        let embedded = ops::timestep_embedding(
-            timesteps,
-            self.config.first_channels(),
-            self.config.flip_sin_to_cos,
-            self.config.freq_shift,
-            &self.device,
-            dtype,
-        );
+        let embedded = ops::timestep_embedding(timesteps, &self.time_proj, dtype);
         let silu = Nonlinearity::Silu;
         let time = self.time_linear_1.forward_activated(embedded.unsqueeze_dim::<3>(1), silu);
         let time = self.time_linear_2.forward_activated(time, silu);

@@ -14,6 +14,7 @@ pub(crate) mod activation;
 pub(crate) mod attention;
 pub(crate) mod conv2d;
 pub(crate) mod denoise;
+pub(crate) mod embedding;
 pub(crate) mod group_norm;
 pub(crate) mod hopper;
 pub(crate) mod layer_norm;
@@ -87,13 +88,18 @@ impl Target {
             }
             _ => return None,
         };
-        let elem = x.dtype();
+        let target = Self { language, elem: x.dtype(), hopper }.storing(x.dtype());
+        target.filter(|_| plain)
+    }
+
+    /// With results of another dtype.
+    pub(crate) fn storing(self, elem: DType) -> Option<Self> {
         let written = match elem {
             DType::F32 | DType::F16 => true,
-            DType::BF16 => language == Language::Cuda,
+            DType::BF16 => self.language == Language::Cuda,
             _ => false,
         };
-        (plain && written).then_some(Self { language, elem, hopper })
+        written.then_some(Self { elem, ..self })
     }
 }
 

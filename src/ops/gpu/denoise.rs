@@ -127,11 +127,7 @@ fn floats(values: Vec<f32>, device: &Device, target: Target) -> Option<Buffer> {
 
 pub(crate) fn input(entries: &[(&Slot, f32)], dtype: DType) -> Option<Tensor<4>> {
     let (first, _) = entries.first()?;
-    let target = Target::of(&first.buffer)?;
-    if dtype == DType::BF16 && target.language == Language::Wgsl {
-        return None;
-    }
-    let target = Target { elem: dtype, ..target };
+    let target = Target::of(&first.buffer)?.storing(dtype)?;
     let slots: Vec<_> = entries.iter().map(|(slot, _)| *slot).collect();
     let Gathered { buffer, indices } = Gathered::new(&slots, target)?;
     let [held, channels, height, width] = buffer.dims();

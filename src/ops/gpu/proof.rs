@@ -14,7 +14,7 @@ use super::hopper::{Boxes, Hopper, LARGE, MIDDLE, Ring, STATIC, TensorMap};
 use super::matmul::Product;
 use super::plan::{Language, Plan, Target, name};
 use super::rope::QkNormRope;
-use super::{activation, denoise, layer_norm, modulate, rms_norm, upsample};
+use super::{activation, denoise, embedding, layer_norm, modulate, rms_norm, upsample};
 use crate::ops::activation::Gate;
 use crate::ops::{Activation, Conv2d, Gelu, Mask, Nonlinearity};
 
@@ -417,13 +417,42 @@ fn large() -> Vec<Call<'static>> {
     products.into_iter().chain(convolutions).chain(attentions).collect()
 }
 
+/// Timesteps of every size that an embedding takes, in more rows than a launch takes.
+fn embeddings() -> Vec<Call<'static>> {
+    let cases = [(1, 1, false), (3, 7, true), (2, 320, true), (5, 6, false), (70, 33, false)];
+    let call = |(batch, channels, cosines_first)| Call {
+        operation: "timestep_embedding",
+        arguments: json!({ "channels": channels, "cosines_first": cosines_first }),
+        batch,
+        plans: Box::new(move |target, batch| {
+            let sizes = [981.0, 0.0, 12.5, 1e6, -3.25, 8_388_607.0, 0.001];
+            let timesteps: Vec<f32> =
+                (0..batch).map(|row| sizes[row % 7] * (1.0 - row as f32 / 128.0)).collect();
+            let chunks = timesteps.chunks(embedding::ROWS).enumerate();
+            let plan = |(index, some): (usize, &[f32])| {
+                embedding::plan(target, index * embedding::ROWS, some, channels, cosines_first).unwrap()
+            };
+            chunks.map(plan).collect()
+        }),
+    };
+    cases.map(call).into()
+}
+
 fn calls(target: Target) -> Vec<Call<'static>> {
     // Sizes that are whole vectors in every dtype, or in none.
     let chunk = target.chunk();
-    [pointwise(chunk), norms(chunk), transformer(chunk), products(chunk), attention(), denoising()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        pointwise(chunk),
+        norms(chunk),
+        transformer(chunk),
+        products(chunk),
+        attention(),
+        denoising(),
+        embeddings(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
 fn cuda(elem: DType) -> Target {

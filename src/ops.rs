@@ -142,7 +142,7 @@ pub fn linear_add(
 }
 
 /// `residual + gate * activation(x · weightᵀ + bias)`, of which the [`Epilogue`] may leave out each part: what follows
-/// the product is computed in f32 and rounded once.
+/// the product is computed in f32 and rounded once. Where no kernel runs, burn rounds its product before that.
 ///
 /// * `x`: `[batch, tokens, inputs]`; `weight`: `[outputs, inputs]`
 /// * returns `[batch, tokens, outputs]`

@@ -50,10 +50,7 @@ fn quick_gelu(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) 
     let start = first(group, groups, thread);
     for (var item = 0u; item < ITEMS; item++) {
         let i = start + item * THREADS;
-        if i < params.count {
-            let v = floats(x[i]);
-            y[i] = elems(v * sigmoid(v * 1.702));
-        }
+        if i < params.count { y[i] = elems(quick_gelu_of(floats(x[i]))); }
     }
 }
 
@@ -63,9 +60,6 @@ fn silu(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups
     let start = first(group, groups, thread);
     for (var item = 0u; item < ITEMS; item++) {
         let i = start + item * THREADS;
-        if i < params.count {
-            let v = floats(x[i]);
-            y[i] = elems(v * sigmoid(v));
-        }
+        if i < params.count { y[i] = elems(silu_of(floats(x[i]))); }
     }
 }

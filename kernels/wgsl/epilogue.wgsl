@@ -4,8 +4,8 @@
 fn activated(v: f32) -> f32 {
     switch params.activation {
         case 1u: { return first_of(gelu_of(floats(v))); }
-        case 2u: { return v * first_of(sigmoid(floats(v * 1.702))); }
-        case 3u: { return v * first_of(sigmoid(floats(v))); }
+        case 2u: { return first_of(quick_gelu_of(floats(v))); }
+        case 3u: { return first_of(silu_of(floats(v))); }
         case 4u: { return first_of(gelu_tanh_of(floats(v))); }
         default: { return v; }
     }

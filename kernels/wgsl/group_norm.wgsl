@@ -10,6 +10,7 @@
 //   group_norm_apply  element by element
 // tile: a thread of the first owns one vector column and every rows-th pixel; a block is wide enough for whole
 // cache lines
+// parts: gelu.wgsl, this file
 // constants: elem f32 or f16; WIDTH 1, 2 or 4, a divisor of the channels of a group; BLOCK; SILU 0 or 1
 // limits: BLOCK * columns of a group at most THREADS; slices at most THREADS
 // reference: ops::reference::group_norm; test: tests/kernels.rs
@@ -141,7 +142,7 @@ fn group_norm_apply(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgr
             let column = i - pixel * stride;
             let at = known[pixel / sizes.pixels * sizes.groups + column / sizes.columns];
             var v = (floats(x[i]) - at.mean) * at.spread * floats(weight[column]) + floats(bias[column]);
-            if SILU == 1u { v = v / (floats(1.0) + exp(min(-v, floats(88.0)))); }
+            if SILU == 1u { v = silu_of(v); }
             y[i] = elems(v);
         }
     }

@@ -1,11 +1,10 @@
 // y[r, c] = x[r, c] * silu(x[r, half + c]), silu(v) = v * sigmoid(v), in f32 (Shazeer 2020)
-// parts: gated.wgsl, this file
+// parts: gelu.wgsl, gated.wgsl, this file
 // shapes, tile, constants: those of gated.wgsl
 // reference: ops::reference::swiglu; test: tests/kernels.rs
 // Has run on software Vulkan (Mesa 25.0.7) alone, never on a GPU.
 
-// Beyond 88 the exponential leaves f32.
-fn gate_of(v: floats) -> floats { return v / (floats(1.0) + exp(min(-v, floats(88.0)))); }
+fn gate_of(v: floats) -> floats { return silu_of(v); }
 
 @compute @workgroup_size(THREADS)
 fn swiglu(@builtin(workgroup_id) group: vec3<u32>, @builtin(num_workgroups) groups: vec3<u32>,

@@ -46,6 +46,22 @@ def activation(call):
     return close(y, FUNCTIONS[call.kind](values(x, call.elem)), call.elem, 1e-6, "activation")
 
 
+def ends(call):
+    """As in PyTorch: infinite stays so above, is no number below, where it meets a factor of zero; what is finite is itself
+    or nothing."""
+    with np.errstate(over="ignore"):
+        kinds = [np.inf, -np.inf, np.nan, 3e38, -3e38, 1e20, -1e20]
+        x = store(np.resize(kinds, call.batch * call.row), call.elem)
+    (y,) = launch(call, call.plans[0], [x], [(x.shape, dtype(call.elem))])
+    exact, found = values(x, call.elem), values(y, call.elem)
+    expected = np.where(exact < 0, np.where(np.isinf(exact), np.nan, 0.0), exact)
+    # A nearest neighbour in bf16 is a 256th away.
+    with np.errstate(invalid="ignore"):
+        same = (found == expected) | (np.abs(found - expected) < np.abs(expected) / 256)
+    assert np.all(same | np.isnan(found) & np.isnan(expected)), "the ends of an activation"
+    return 0.0
+
+
 def geglu(call):
     channels = call.channels
     x = inputs((call.batch * call.tokens, 2 * channels), call.elem, call.batch)
@@ -67,7 +83,9 @@ def upsample(call):
 
 def cases():
     for call in planned("activation"):
-        yield f"activation {call.elem} {call.kind} {call.batch}x{call.row}", lambda c=call: activation(c)
+        name = f"activation {call.elem} {call.kind} {call.batch}x{call.row}"
+        yield name, lambda c=call: activation(c)
+        yield f"{name}, at its ends", lambda c=call: ends(c)
     for call in planned("geglu"):
         size = f"{call.batch}x{call.tokens}x{call.channels}"
         yield f"geglu {call.elem} {size}", lambda c=call: geglu(c)

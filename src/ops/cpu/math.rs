@@ -41,7 +41,14 @@ pub(crate) fn exp<const FMA: bool>(x: f32) -> f32 {
 /// `x * sigmoid(slope * x)`.
 #[inline(always)]
 pub(crate) fn swish<const FMA: bool>(x: f32, slope: f32) -> f32 {
-    x / (1.0 + exp::<FMA>(-slope * x))
+    by_sigmoid::<FMA>(x, slope * x)
+}
+
+/// `x * sigmoid(u)`, nothing where `exp(-u)` leaves f32, but NaN for an infinite `x` there, as its product with zero.
+#[inline(always)]
+fn by_sigmoid<const FMA: bool>(x: f32, u: f32) -> f32 {
+    let y = x / (1.0 + exp::<FMA>(-u));
+    if u < -88.3 { x * 0.0 } else { y }
 }
 
 /// `erf(x)`, within 3e-7.
@@ -89,5 +96,5 @@ pub(crate) fn gelu_tanh<const FMA: bool>(x: f32) -> f32 {
     const SLOPE: f32 = 1.595_769;
     const CUBIC: f32 = 0.071_354_814;
     let twice = x * fma::<FMA>(x * x, CUBIC, SLOPE);
-    x / (1.0 + exp::<FMA>(-twice))
+    by_sigmoid::<FMA>(x, twice)
 }

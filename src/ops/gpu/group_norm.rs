@@ -6,7 +6,7 @@ use super::Buffer;
 use super::plan::{Language, Plan, Source, THREADS, Target, source, word};
 use crate::ops::Activation;
 
-const WGSL: Source = source!("wgsl/group_norm.wgsl");
+const WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/group_norm.wgsl");
 const CUDA: Source = source!("cuda/common.cuh", "cuda/group_norm.cu");
 
 /// One call.

@@ -193,21 +193,21 @@ pub(crate) fn name(elem: DType) -> &'static str {
     }
 }
 
-/// WGSL's vectors of `elem` and of f32, the sum over one and its first value.
+/// WGSL's vectors of `elem`, of f32 and of its bits, the sum over one and its first value.
 fn vectors(width: u32) -> &'static str {
     match width {
         4 => {
-            "alias elems = vec4<elem>;\nalias floats = vec4<f32>;\n\
+            "alias elems = vec4<elem>;\nalias floats = vec4<f32>;\nalias words = vec4<u32>;\n\
              fn across(v: floats) -> f32 { return (v.x + v.y) + (v.z + v.w); }\n\
              fn first_of(v: floats) -> f32 { return v.x; }\n"
         }
         2 => {
-            "alias elems = vec2<elem>;\nalias floats = vec2<f32>;\n\
+            "alias elems = vec2<elem>;\nalias floats = vec2<f32>;\nalias words = vec2<u32>;\n\
              fn across(v: floats) -> f32 { return v.x + v.y; }\n\
              fn first_of(v: floats) -> f32 { return v.x; }\n"
         }
         _ => {
-            "alias elems = elem;\nalias floats = f32;\n\
+            "alias elems = elem;\nalias floats = f32;\nalias words = u32;\n\
              fn across(v: floats) -> f32 { return v; }\n\
              fn first_of(v: floats) -> f32 { return v; }\n"
         }

@@ -4,6 +4,9 @@
 //! `[batch, tokens, channels]`; the tensors of one call share one float dtype (f32, f16 or bf16) and one
 //! device. Shapes are guaranteed by the callers, who check them when weights and requests are loaded.
 //!
+//! Any of batch, tokens, height, width and channels may be 0 where the output then has no element: it is empty, and nothing
+//! is launched for it. Sums over nothing (no inputs of `linear`, no keys of `attention`) are zero, as PyTorch's.
+//!
 //! An output row's bits depend on that row's inputs and on the shapes of one row alone: never on the batch
 //! size, the other rows, the thread count or timing. Sums are taken in f32 or f64.
 //!
@@ -49,6 +52,14 @@ impl Conv2d {
             (input[0] + top + bottom).saturating_sub(kernel[0]) / self.stride + 1,
             (input[1] + left + right).saturating_sub(kernel[1]) / self.stride + 1,
         ]
+    }
+
+    /// Of the output for an input of `[batch, height, width, inputs]` and weights of `[outputs, kh, kw, inputs]`.
+    fn shape(&self, x: [usize; 4], weight: [usize; 4]) -> [usize; 4] {
+        let [batch, height, width, _] = x;
+        let [outputs, kh, kw, _] = weight;
+        let [height, width] = self.output_size([height, width], [kh, kw]);
+        [batch, height, width, outputs]
     }
 }
 
@@ -110,6 +121,16 @@ macro_rules! on_gpu {
     };
 }
 
+/// Returns an output that has no element.
+macro_rules! unless_empty {
+    ($like:expr, $shape:expr) => {
+        let shape = $shape;
+        if shape.contains(&0) {
+            return Tensor::empty(shape, (&$like.device(), $like.dtype()));
+        }
+    };
+}
+
 /// The instruction set that the CPU's kernels use on this machine: with it, and the crate's version, their bits
 /// are settled.
 pub(crate) fn instruction_set() -> String {
@@ -147,6 +168,7 @@ pub fn linear_add(
 /// * `x`: `[batch, tokens, inputs]`; `weight`: `[outputs, inputs]`
 /// * returns `[batch, tokens, outputs]`
 pub fn linear_with(x: Tensor<3>, weight: &Tensor<2>, epilogue: Epilogue<'_>) -> Tensor<3> {
+    unless_empty!(x, linear::shape(&x, weight));
     on_cpu!(x, linear::cpu(x, weight, epilogue));
     on_gpu!(gpu::matmul::linear(x.clone(), weight, epilogue.clone()));
     linear::reference(x, weight, epilogue)
@@ -154,9 +176,11 @@ pub fn linear_with(x: Tensor<3>, weight: &Tensor<2>, epilogue: Epilogue<'_>) -> 
 
 /// Cross-correlation, as every framework's `conv2d`.
 ///
-/// * `x`: `[batch, height, width, inputs]`; `weight`: `[outputs, kh, kw, inputs]`; `bias`: `[outputs]`
+/// * `x`: `[batch, height, width, inputs]`; `weight`: `[outputs, kh, kw, inputs]`; `bias`: `[outputs]`; every size but
+///   the batch's and the outputs' at least 1
 /// * returns `[batch, (height + pads - kh) / stride + 1, (width + pads - kw) / stride + 1, outputs]`
 pub fn conv2d(x: Tensor<4>, weight: &Tensor<4>, bias: Option<&Tensor<1>>, conv: &Conv2d) -> Tensor<4> {
+    unless_empty!(x, conv.shape(x.dims(), weight.dims()));
     on_cpu!(x, conv::cpu(x, weight, bias, conv, None));
     on_gpu!(gpu::conv2d::conv2d(x.clone(), weight, bias, conv, None));
     conv::reference(x, weight, bias, conv, None)
@@ -173,6 +197,7 @@ pub fn conv2d_add(
     conv: &Conv2d,
     residual: Tensor<4>,
 ) -> Tensor<4> {
+    unless_empty!(x, conv.shape(x.dims(), weight.dims()));
     on_cpu!(x, conv::cpu(x, weight, bias, conv, Some(residual)));
     on_gpu!(gpu::conv2d::conv2d(x.clone(), weight, bias, conv, Some(residual.clone())));
     conv::reference(x, weight, bias, conv, Some(residual))
@@ -191,6 +216,7 @@ pub fn group_norm(
     eps: f32,
     activation: Activation,
 ) -> Tensor<4> {
+    unless_empty!(x, x.dims());
     on_cpu!(x, norm::group_norm_cpu(x, groups, weight, bias, eps, activation));
     on_gpu!(gpu::group_norm::group_norm(x.clone(), groups, weight, bias, eps, activation));
     norm::group_norm_reference(x, groups, weight, bias, eps, activation)
@@ -200,6 +226,7 @@ pub fn group_norm(
 ///
 /// * `x`: `[batch, tokens, channels]`; `weight`, `bias`: `[channels]`
 pub fn layer_norm(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f32) -> Tensor<3> {
+    unless_empty!(x, x.dims());
     on_cpu!(x, norm::layer_norm_cpu(x, weight, bias, eps));
     on_gpu!(gpu::layer_norm::layer_norm(x.clone(), weight, bias, eps));
     norm::layer_norm_reference(x, weight, bias, eps)
@@ -210,6 +237,7 @@ pub fn layer_norm(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f32) 
 ///
 /// * `x`: `[batch, tokens, channels]`; `weight`: `[channels]`; `eps`: in units of `x²`
 pub fn rms_norm(x: Tensor<3>, weight: &Tensor<1>, eps: f32) -> Tensor<3> {
+    unless_empty!(x, x.dims());
     on_cpu!(x, norm::rms_norm_cpu(x, weight, eps));
     on_gpu!(gpu::rms_norm::rms_norm(x.clone(), weight, eps));
     norm::rms_norm_reference(x, weight, eps)
@@ -221,6 +249,7 @@ pub fn rms_norm(x: Tensor<3>, weight: &Tensor<1>, eps: f32) -> Tensor<3> {
 /// * `x`: `[batch, tokens, channels]`; `scale`, `shift`: `[batch, channels]`, one row a picture
 /// * `eps`: in units of `x²`; mean and biased variance over the channels
 pub fn layer_norm_modulate(x: Tensor<3>, scale: &Tensor<2>, shift: &Tensor<2>, eps: f32) -> Tensor<3> {
+    unless_empty!(x, x.dims());
     on_cpu!(x, modulate::layer_norm_modulate_cpu(x, scale, shift, eps));
     on_gpu!(gpu::modulate::layer_norm_modulate(x.clone(), scale, shift, eps));
     modulate::layer_norm_modulate_reference(x, scale, shift, eps)
@@ -230,6 +259,7 @@ pub fn layer_norm_modulate(x: Tensor<3>, scale: &Tensor<2>, shift: &Tensor<2>, e
 ///
 /// * `residual`, `x`: `[batch, tokens, channels]`; `gate`: `[batch, channels]`, one row a picture
 pub fn gate_residual(residual: Tensor<3>, x: Tensor<3>, gate: &Tensor<2>) -> Tensor<3> {
+    unless_empty!(x, x.dims());
     on_gpu!(gpu::modulate::gate_residual(residual.clone(), x.clone(), gate));
     modulate::gate_residual_reference(residual, x, gate)
 }
@@ -252,6 +282,9 @@ pub fn qk_norm_rope(
     sin: &Tensor<2>,
     eps: f32,
 ) -> (Tensor<3>, Tensor<3>) {
+    if q.shape().num_elements() == 0 && k.shape().num_elements() == 0 {
+        return (q, k);
+    }
     on_cpu!(q, rope::cpu(q, k, q_weight, k_weight, cos, sin, eps));
     on_gpu!(gpu::rope::qk_norm_rope([q.clone(), k.clone()], [q_weight, k_weight], [cos, sin], eps));
     rope::reference(q, k, q_weight, k_weight, cos, sin, eps)
@@ -263,6 +296,10 @@ pub fn qk_norm_rope(
 /// * returns `[batch, queries, heads * d]`
 /// * [`Mask::Causal`] needs `queries == keys`
 pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: Mask) -> Tensor<3> {
+    unless_empty!(q, q.dims());
+    if k.dims()[1] == 0 {
+        return q.zeros_like();
+    }
     on_cpu!(q, attention::cpu(q, k, v, heads, mask));
     on_gpu!(gpu::attention::attention(q.clone(), k.clone(), v.clone(), heads, mask));
     attention::reference(q, k, v, heads, mask)
@@ -272,6 +309,7 @@ pub fn attention(q: Tensor<3>, k: Tensor<3>, v: Tensor<3>, heads: usize, mask: M
 ///
 /// * `x`: `[batch, tokens, 2 * channels]`; returns `[batch, tokens, channels]`
 pub fn geglu(x: Tensor<3>) -> Tensor<3> {
+    unless_empty!(x, activation::gated_shape(x.dims()));
     on_cpu!(x, activation::gated_cpu(x, activation::Gate::Gelu));
     on_gpu!(gpu::activation::gated(x.clone(), activation::Gate::Gelu));
     activation::geglu_reference(x)
@@ -281,6 +319,7 @@ pub fn geglu(x: Tensor<3>) -> Tensor<3> {
 ///
 /// * `x`: `[batch, tokens, 2 * channels]`; returns `[batch, tokens, channels]`
 pub fn swiglu(x: Tensor<3>) -> Tensor<3> {
+    unless_empty!(x, activation::gated_shape(x.dims()));
     on_cpu!(x, activation::gated_cpu(x, activation::Gate::Silu));
     on_gpu!(gpu::activation::gated(x.clone(), activation::Gate::Silu));
     activation::swiglu_reference(x)
@@ -290,6 +329,7 @@ pub fn swiglu(x: Tensor<3>) -> Tensor<3> {
 ///
 /// * `x`: `[batch, tokens, channels]`; `bias`: `[channels]`
 pub fn bias_gelu(x: Tensor<3>, bias: &Tensor<1>, form: Gelu) -> Tensor<3> {
+    unless_empty!(x, x.dims());
     on_cpu!(x, activation::bias_gelu_cpu(x, bias, form));
     on_gpu!(gpu::activation::bias_gelu(x.clone(), bias, form));
     activation::bias_gelu_reference(x, bias, form)
@@ -312,6 +352,7 @@ pub fn silu<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 
 /// A [`Nonlinearity`] of every element, computed in f32.
 pub fn activate<const D: usize>(x: Tensor<D>, activation: Nonlinearity) -> Tensor<D> {
+    unless_empty!(x, x.dims());
     on_cpu!(x, activation::unary_cpu(x, activation));
     on_gpu!(gpu::activation::unary(x.clone(), activation));
     activation::unary_reference(x, activation)
@@ -321,6 +362,7 @@ pub fn activate<const D: usize>(x: Tensor<D>, activation: Nonlinearity) -> Tenso
 ///
 /// * `x`: `[batch, height, width, channels]`; returns `[batch, 2 * height, 2 * width, channels]`
 pub fn upsample_nearest_2x(x: Tensor<4>) -> Tensor<4> {
+    unless_empty!(x, upsample::shape(x.dims()));
     on_cpu!(x, upsample::cpu(x));
     on_gpu!(gpu::upsample::nearest_2x(x.clone()));
     upsample::reference(x)
@@ -339,6 +381,7 @@ pub fn timestep_embedding(timesteps: &[f32], sinusoids: &Sinusoids, dtype: DType
 
 /// What the network is to see of each row: its sample times a factor.
 ///
+/// * `entries`: at least one
 /// * returns `[entries, channels, height, width]` in `dtype`
 pub fn denoise_input(entries: &[(&Slot, f32)], dtype: DType) -> Tensor<4> {
     #[cfg(feature = "cpu")]

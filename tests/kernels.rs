@@ -4,6 +4,9 @@
 //! AQUATINT_REQUIRE_CUDA make that a failure.
 
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[path = "ops/corners.rs"]
+mod corners;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[path = "ops/definitions.rs"]
 mod definitions;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
@@ -53,6 +56,7 @@ mod on_gpu {
     use cubecl::logging::{LaunchObservation, LaunchObserver};
     use libtest_mimic::{Arguments, Failed, Trial};
 
+    use crate::corners;
     use crate::definitions::{self, On};
     use crate::denoise;
     use crate::embedding;
@@ -436,6 +440,15 @@ mod on_gpu {
         "a_transformers_view_gives_the_bits_of_its_copy",
     ];
 
+    /// Tests of corners read what burn computes, all of them.
+    fn is_generated(name: &str) -> bool {
+        GENERATED.contains(&name) || corners::TESTS.iter().any(|&(corner, _)| corner == name)
+    }
+
+    fn all() -> impl Iterator<Item = &'static (&'static str, Test)> {
+        TESTS.iter().chain(corners::TESTS)
+    }
+
     /// The kernels of one language, on the first device that runs them.
     struct Backend {
         name: &'static str,
@@ -505,7 +518,7 @@ mod on_gpu {
         let on = match &backend.on {
             Ok(on) => on,
             Err(reason) => {
-                let names = TESTS.iter().map(|&(name, _)| name).chain([LAUNCHES]).chain(backend.large);
+                let names = all().map(|&(name, _)| name).chain([LAUNCHES]).chain(backend.large);
                 let ignored = names.map(|name| Trial::test(format!("{prefix}::{name}"), || Ok(())));
                 return ignored
                     .map(|trial| trial.with_kind(reason.clone()).with_ignored_flag(true))
@@ -515,7 +528,7 @@ mod on_gpu {
         let trial = |name, test: Box<dyn Fn(&On) + Send>| {
             let reason = match name {
                 LARGE if !hopper::is_hopper(on) || !on.generated => "needs a GPU of compute capability 9.0",
-                _ if !on.generated && GENERATED.contains(&name) => "needs kernels that cubecl generates",
+                _ if !on.generated && is_generated(name) => "needs kernels that cubecl generates",
                 _ => "",
             };
             let on = on.clone();
@@ -527,7 +540,7 @@ mod on_gpu {
         };
         let names = backend.names;
         let of_each = move |on: &On| every_operation_launches_its_kernel_and_nothing_else(on, names);
-        let tests = TESTS.iter().map(|&(name, test)| trial(name, Box::new(test)));
+        let tests = all().map(|&(name, test)| trial(name, Box::new(test)));
         // What a device lacks of every test is named as left out.
         let lacking = backend.dtypes.iter().skip(on.dtypes.len()).map(|dtype| {
             let name = format!("{prefix}::every_operation_in_{dtype:?}").to_lowercase();

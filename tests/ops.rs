@@ -2,6 +2,8 @@
 #![cfg(feature = "cpu")]
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "ops/corners.rs"]
+mod corners;
 #[path = "ops/definitions.rs"]
 mod definitions;
 #[path = "ops/denoise.rs"]
@@ -172,6 +174,46 @@ fn a_transformers_row_has_the_same_bits_in_any_batch() {
 #[test]
 fn a_transformers_view_gives_the_bits_of_its_copy() {
     transformer::a_transformers_view_gives_the_bits_of_its_copy(&cpu());
+}
+
+#[test]
+fn tokens_that_are_not_there_give_none() {
+    corners::tokens_that_are_not_there_give_none(&cpu());
+}
+
+#[test]
+fn maps_that_are_not_there_give_none() {
+    corners::maps_that_are_not_there_give_none(&cpu());
+}
+
+#[test]
+fn a_sum_over_nothing_is_zero() {
+    corners::a_sum_over_nothing_is_zero(&cpu());
+}
+
+#[test]
+fn single_elements_match_their_definitions() {
+    corners::single_elements_match_their_definitions(&cpu());
+}
+
+#[test]
+fn activations_keep_what_is_not_finite() {
+    corners::activations_keep_what_is_not_finite(&cpu());
+}
+
+#[test]
+fn scores_that_are_not_finite_stay_in_their_row() {
+    corners::scores_that_are_not_finite_stay_in_their_row(&cpu());
+}
+
+#[test]
+fn batches_of_more_pictures_than_a_launch_takes_have_the_bits_of_small_ones() {
+    corners::batches_of_more_pictures_than_a_launch_takes_have_the_bits_of_small_ones(&cpu());
+}
+
+#[test]
+fn more_workgroups_than_one_direction_takes_reach_every_row() {
+    corners::more_workgroups_than_one_direction_takes_reach_every_row(&cpu());
 }
 
 /// Runs on pools of one, two and five threads and asserts that the bits agree.

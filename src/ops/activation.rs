@@ -32,6 +32,11 @@ pub(crate) fn applied<const D: usize>(x: Tensor<D>, activation: Nonlinearity) ->
     }
 }
 
+/// Of a gated activation's output.
+pub(super) fn gated_shape([batch, tokens, channels]: [usize; 3]) -> [usize; 3] {
+    [batch, tokens, channels / 2]
+}
+
 /// Plain burn operations, in f32.
 pub fn geglu_reference(x: Tensor<3>) -> Tensor<3> {
     gated_reference(x, gelu)

@@ -257,6 +257,36 @@ impl TensorMap {
     }
 }
 
+/// Some pictures of a batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Part {
+    first: usize,
+    pub(crate) pictures: usize,
+    batch: usize,
+}
+
+impl Part {
+    /// What these pictures have in `x`, whose first dimension is the batch's.
+    pub(crate) fn of<const D: usize>(self, x: &Tensor<D>) -> Tensor<D> {
+        if self.pictures == self.batch { x.clone() } else { x.clone().narrow(0, self.first, self.pictures) }
+    }
+}
+
+/// What [`plan::parts`] cuts a batch into, launched one after the other. Everything is planned before the first launch.
+pub(crate) fn in_parts<P, T>(
+    batch: usize,
+    plan: impl Fn(usize) -> Option<P>,
+    launch: impl Fn(&P, Part) -> Option<T>,
+) -> Option<Vec<T>> {
+    let parts = plan::parts(batch, plan)?.into_iter();
+    parts.map(|(first, pictures, plan)| launch(&plan, Part { first, pictures, batch })).collect()
+}
+
+/// The outputs of [`in_parts`] as one.
+pub(crate) fn joined<const D: usize>(mut parts: Vec<Tensor<D>>) -> Option<Tensor<D>> {
+    if parts.len() > 1 { Some(Tensor::cat(parts, 0)) } else { parts.pop() }
+}
+
 /// A source with what is put before it.
 #[derive(Debug)]
 struct Kernel {

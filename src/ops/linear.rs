@@ -20,6 +20,12 @@ pub struct Epilogue<'a> {
     pub residual: Option<Tensor<3>>,
 }
 
+/// Of the output.
+pub(super) fn shape(x: &Tensor<3>, weight: &Tensor<2>) -> [usize; 3] {
+    let [batch, tokens, _] = x.dims();
+    [batch, tokens, weight.dims()[0]]
+}
+
 /// Plain burn operations; sums as the backend's matrix product takes them (f32 on every backend used here). Activation
 /// and gate are computed in f32, and then bias and residual as well.
 pub fn reference(x: Tensor<3>, weight: &Tensor<2>, epilogue: Epilogue<'_>) -> Tensor<3> {
@@ -28,7 +34,12 @@ pub fn reference(x: Tensor<3>, weight: &Tensor<2>, epilogue: Epilogue<'_>) -> Te
     let [batch, tokens, inputs] = x.dims();
     let outputs = weight.dims()[0];
     let within = if activation.is_some() || gate.is_some() { DType::F32 } else { dtype };
-    let mut y = x.reshape([batch * tokens, inputs]).matmul(weight.clone().transpose()).cast(within);
+    let product = if inputs == 0 {
+        Tensor::zeros([batch * tokens, outputs], (&x.device(), dtype))
+    } else {
+        x.reshape([batch * tokens, inputs]).matmul(weight.clone().transpose())
+    };
+    let mut y = product.cast(within);
     if let Some(bias) = bias {
         y = y + bias.clone().cast(within).reshape([1, outputs]);
     }
@@ -53,6 +64,9 @@ pub(crate) fn cpu(x: Tensor<3>, weight: &Tensor<2>, epilogue: Epilogue<'_>) -> T
     let dtype = x.dtype();
     let [batch, tokens, k] = x.dims();
     let [n, _] = weight.dims();
+    if k == 0 {
+        return reference(x, weight, epilogue);
+    }
     let (x, weight) = (Host::new(x), Host::new(weight.clone()));
     let bias = epilogue.bias.map(|bias| Host::new(bias.clone()));
     let bias = bias.as_ref().map(Host::f32);

@@ -2,6 +2,11 @@
 
 use burn::tensor::Tensor;
 
+/// Of the output.
+pub(super) fn shape([batch, height, width, channels]: [usize; 4]) -> [usize; 4] {
+    [batch, 2 * height, 2 * width, channels]
+}
+
 /// Plain burn operations.
 pub fn reference(x: Tensor<4>) -> Tensor<4> {
     let [batch, height, width, channels] = x.dims();

@@ -2,8 +2,8 @@
 
 use burn::tensor::Tensor;
 
-use super::Buffer;
 use super::plan::{Language, Plan, Source, Target, source, word};
+use super::{Buffer, in_parts, joined};
 use crate::ops::activation::Gate;
 use crate::ops::{Gelu, Nonlinearity};
 
@@ -60,11 +60,15 @@ pub(crate) fn unary<const D: usize>(x: Tensor<D>, activation: Nonlinearity) -> O
         _ => (1, shape.iter().product()),
     };
     let target = Target::of(&x)?;
-    let plan = unary_plan(target, batch, row, activation)?;
-    let x = Buffer::of(x, target)?;
-    let y = x.empty(shape, target.elem);
-    plan.launch(&[&x], &[&y])?;
-    y.tensor()
+    let plan = |batch| unary_plan(target, batch, row, activation);
+    joined(in_parts(batch, plan, |plan, part| {
+        let x = part.of(&x);
+        let shape = x.dims();
+        let x = Buffer::of(x, target)?;
+        let y = x.empty(shape, target.elem);
+        plan.launch(&[&x], &[&y])?;
+        y.tensor()
+    })?)
 }
 
 /// `rows` tokens of `channels` outputs.
@@ -94,11 +98,13 @@ pub(crate) fn gated(x: Tensor<3>, gate: Gate) -> Option<Tensor<3>> {
     let [batch, tokens, channels] = x.dims();
     let half = channels / 2;
     let target = Target::of(&x)?;
-    let plan = gated_plan(target, batch * tokens, half, gate)?;
-    let x = Buffer::of(x, target)?;
-    let y = x.empty([batch, tokens, half], target.elem);
-    plan.launch(&[&x], &[&y])?;
-    y.tensor()
+    let plan = |batch| gated_plan(target, batch * tokens, half, gate);
+    joined(in_parts(batch, plan, |plan, part| {
+        let x = Buffer::of(part.of(&x), target)?;
+        let y = x.empty([part.pictures, tokens, half], target.elem);
+        plan.launch(&[&x], &[&y])?;
+        y.tensor()
+    })?)
 }
 
 pub(crate) fn bias_gelu_plan(target: Target, rows: usize, channels: usize, form: Gelu) -> Option<Plan> {
@@ -122,12 +128,13 @@ pub(crate) fn bias_gelu_plan(target: Target, rows: usize, channels: usize, form:
 }
 
 pub(crate) fn bias_gelu(x: Tensor<3>, bias: &Tensor<1>, form: Gelu) -> Option<Tensor<3>> {
-    let shape = x.dims();
-    let [batch, tokens, channels] = shape;
+    let [batch, tokens, channels] = x.dims();
     let target = Target::of(&x)?;
-    let plan = bias_gelu_plan(target, batch * tokens, channels, form)?;
-    let (x, bias) = (Buffer::of(x, target)?, Buffer::of(bias.clone(), target)?);
-    let y = x.empty(shape, target.elem);
-    plan.launch(&[&x, &bias], &[&y])?;
-    y.tensor()
+    let plan = |batch| bias_gelu_plan(target, batch * tokens, channels, form);
+    joined(in_parts(batch, plan, |plan, part| {
+        let (x, bias) = (Buffer::of(part.of(&x), target)?, Buffer::of(bias.clone(), target)?);
+        let y = x.empty([part.pictures, tokens, channels], target.elem);
+        plan.launch(&[&x, &bias], &[&y])?;
+        y.tensor()
+    })?)
 }

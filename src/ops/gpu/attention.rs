@@ -2,9 +2,9 @@
 
 use burn::tensor::{DType, Tensor};
 
-use super::Buffer;
 use super::hopper::{Hopper, TensorMap};
 use super::plan::{Grid, Language, Plan, Source, THREADS, Target, source, word};
+use super::{Buffer, in_parts, joined};
 use crate::ops::Mask;
 
 const WGSL: Source = source!("wgsl/attention.wgsl");
@@ -146,15 +146,18 @@ pub(crate) fn attention(
     heads: usize,
     mask: Mask,
 ) -> Option<Tensor<3>> {
-    let shape = q.dims();
-    let [batch, queries, channels] = shape;
+    let [batch, queries, channels] = q.dims();
     let keys = k.dims()[1];
     let target = Target::of(&q)?;
     let head_dim = channels.checked_div(heads)?;
-    let call = Attention { batch, queries, keys, heads, head_dim, mask };
-    let plan = call.plan(target)?;
-    let (q, k, v) = (Buffer::of(q, target)?, Buffer::of(k, target)?, Buffer::of(v, target)?);
-    let y = q.empty(shape, target.elem);
-    plan.launch_or(|| call.plan(target.without_hopper()), &[&q, &k, &v], &[&y])?;
-    y.tensor()
+    let call = |batch| Attention { batch, queries, keys, heads, head_dim, mask };
+    let plan = |batch| call(batch).plan(target);
+    joined(in_parts(batch, plan, |plan, part| {
+        let buffer = |x| Buffer::of(part.of(x), target);
+        let (q, k, v) = (buffer(&q)?, buffer(&k)?, buffer(&v)?);
+        let y = q.empty([part.pictures, queries, channels], target.elem);
+        let other = || call(part.pictures).plan(target.without_hopper());
+        plan.launch_or(other, &[&q, &k, &v], &[&y])?;
+        y.tensor()
+    })?)
 }

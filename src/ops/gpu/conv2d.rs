@@ -2,10 +2,10 @@
 
 use burn::tensor::{DType, Tensor};
 
-use super::Buffer;
 use super::hopper::{Hopper, Pixels, Ring, TILE_ROWS, TensorMap};
 use super::matmul::tiles;
 use super::plan::{Language, Plan, Source, Target, source, word};
+use super::{Buffer, in_parts, joined};
 use crate::ops::Conv2d;
 
 const WGSL: Source = source!("wgsl/gemm.wgsl", "wgsl/conv2d.wgsl");
@@ -156,16 +156,23 @@ pub(crate) fn conv2d(
         added: Added::Nothing,
     };
     let shape = call.shape();
+    let [_, out_height, out_width, outputs] = shape;
     if let Some(residual) = &residual {
         call.added = if residual.dims() == shape { Added::Map } else { Added::Vector };
     }
-    let plan = call.plan(target)?;
-    let (x, weight) = (Buffer::of(x, target)?, Buffer::of(weight.clone(), target)?);
-    // What params turn off is bound and never read.
-    let bias = bias.map_or_else(|| Some(x.clone()), |bias| Buffer::of(bias.clone(), target))?;
-    let residual = residual.map_or_else(|| Some(x.clone()), |residual| Buffer::of(residual, target))?;
-    let y = x.empty(shape, target.elem);
-    let other = || call.plan(target.without_hopper());
-    plan.launch_or(other, &[&x, &weight, &bias, &residual], &[&y])?;
-    y.tensor()
+    let [batch, height, width, inputs] = call.x;
+    let call = |batch| Convolution { x: [batch, height, width, inputs], ..call };
+    let plan = |batch| call(batch).plan(target);
+    joined(in_parts(batch, plan, |plan, part| {
+        let (x, weight) = (Buffer::of(part.of(&x), target)?, Buffer::of(weight.clone(), target)?);
+        // What params turn off is bound and never read.
+        let bias = bias.map_or_else(|| Some(x.clone()), |bias| Buffer::of(bias.clone(), target))?;
+        let residual = residual.as_ref();
+        let residual =
+            residual.map_or_else(|| Some(x.clone()), |other| Buffer::of(part.of(other), target))?;
+        let y = x.empty([part.pictures, out_height, out_width, outputs], target.elem);
+        let other = || call(part.pictures).plan(target.without_hopper());
+        plan.launch_or(other, &[&x, &weight, &bias, &residual], &[&y])?;
+        y.tensor()
+    })?)
 }

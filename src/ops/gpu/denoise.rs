@@ -229,6 +229,8 @@ pub(crate) fn step(predictions: Tensor<4>, rows: &[DenoiseRow]) -> Option<Vec<St
     let Table { heads, writes, noise, written } = table;
     word(given.max(buffer.dims()[0]).max(written) * elements)?;
     let plan = |entry| plan(target, entry, rows.len(), elements);
+    // Before the first launch.
+    let (deviations, denoise_step) = (plan(Entry::Deviations)?, plan(Entry::Step)?);
 
     let predictions = Buffer::of(predictions, target)?;
     let state = Buffer::of(Tensor::clone(&buffer), target)?;
@@ -238,14 +240,14 @@ pub(crate) fn step(predictions: Tensor<4>, rows: &[DenoiseRow]) -> Option<Vec<St
     let noise = if noise.is_empty() { unread() } else { floats(noise, &device, target)? };
     let ratios = if rows.iter().any(|row| row.guided.is_some_and(|guided| guided.rescale != 0.0)) {
         let ratios = state.empty([rows.len()], DType::F32);
-        plan(Entry::Deviations)?.launch(&[&predictions, &table], &[&ratios])?;
+        deviations.launch(&[&predictions, &table], &[&ratios])?;
         ratios
     } else {
         unread()
     };
     let after = state.empty([written, channels, height, width], DType::F32);
     let counts = state.empty([rows.len(), blocks(target, elements)], DType::F32);
-    plan(Entry::Step)?.launch(&[&predictions, &table, &state, &noise, &ratios], &[&after, &counts])?;
+    denoise_step.launch(&[&predictions, &table, &state, &noise, &ratios], &[&after, &counts])?;
 
     let (after, counts) = (Arc::new(after.tensor()?), Arc::new(counts.tensor()?));
     let mut next = 0..written;

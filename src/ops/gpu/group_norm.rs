@@ -2,8 +2,8 @@
 
 use burn::tensor::{DType, Tensor};
 
-use super::Buffer;
 use super::plan::{Language, Plan, Source, THREADS, Target, source, word};
+use super::{Buffer, in_parts, joined};
 use crate::ops::Activation;
 
 const WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/group_norm.wgsl");
@@ -61,11 +61,14 @@ impl GroupNorm {
             grid,
         };
         let statistics = target.grid([cut.slices, groups.div_ceil(cut.block), batch], THREADS)?;
-        let combine = target.grid([groups, batch, 1], THREADS)?;
+        let combine = match cut.slices {
+            0 | 1 => None,
+            _ => Some(plan("group_norm_combine", target.grid([groups, batch, 1], THREADS)?)),
+        };
         Some(Launches {
             slices: cut.slices,
             statistics: plan("group_norm_statistics", statistics),
-            combine: (cut.slices > 1).then(|| plan("group_norm_combine", combine)),
+            combine,
             apply: plan("group_norm_apply", target.elementwise(count)?),
         })
     }
@@ -149,24 +152,26 @@ pub(crate) fn group_norm(
     eps: f32,
     activation: Activation,
 ) -> Option<Tensor<4>> {
-    let shape = x.dims();
-    let [batch, height, width, channels] = shape;
+    let [batch, height, width, channels] = x.dims();
     let target = Target::of(&x)?;
     let call = GroupNorm { batch, pixels: height * width, channels, groups, eps, activation };
-    let launches = call.launches(target)?;
-    let x = Buffer::of(x, target)?;
-    let (weight, bias) = (Buffer::of(weight.clone(), target)?, Buffer::of(bias.clone(), target)?);
-    let partial = x.empty([batch, launches.slices, groups, 2], DType::F32);
-    let y = x.empty(shape, target.elem);
-    launches.statistics.launch(&[&x], &[&partial])?;
-    let joined = match &launches.combine {
-        None => partial,
-        Some(combine) => {
-            let joined = x.empty([batch, groups, 2], DType::F32);
-            combine.launch(&[&partial], &[&joined])?;
-            joined
-        }
-    };
-    launches.apply.launch(&[&x, &joined, &weight, &bias], &[&y])?;
-    y.tensor()
+    let plan = |batch| GroupNorm { batch, ..call }.launches(target);
+    joined(in_parts(batch, plan, |launches: &Launches, part| {
+        let pictures = part.pictures;
+        let x = Buffer::of(part.of(&x), target)?;
+        let (weight, bias) = (Buffer::of(weight.clone(), target)?, Buffer::of(bias.clone(), target)?);
+        let partial = x.empty([pictures, launches.slices, groups, 2], DType::F32);
+        let y = x.empty([pictures, height, width, channels], target.elem);
+        launches.statistics.launch(&[&x], &[&partial])?;
+        let known = match &launches.combine {
+            None => partial,
+            Some(combine) => {
+                let known = x.empty([pictures, groups, 2], DType::F32);
+                combine.launch(&[&partial], &[&known])?;
+                known
+            }
+        };
+        launches.apply.launch(&[&x, &known, &weight, &bias], &[&y])?;
+        y.tensor()
+    })?)
 }

@@ -2,8 +2,8 @@
 
 use burn::tensor::Tensor;
 
-use super::Buffer;
 use super::plan::{LANES, Language, Plan, Source, THREADS, Target, source, word};
+use super::{Buffer, in_parts, joined};
 
 const WGSL: Source = source!("wgsl/rows.wgsl", "wgsl/layer_norm.wgsl");
 const CUDA: Source = source!("cuda/common.cuh", "cuda/rows.cuh", "cuda/layer_norm.cu");
@@ -47,13 +47,14 @@ pub(super) fn rows_plan(
 }
 
 pub(crate) fn layer_norm(x: Tensor<3>, weight: &Tensor<1>, bias: &Tensor<1>, eps: f32) -> Option<Tensor<3>> {
-    let shape = x.dims();
-    let [batch, tokens, channels] = shape;
+    let [batch, tokens, channels] = x.dims();
     let target = Target::of(&x)?;
-    let plan = plan(target, batch * tokens, channels, eps)?;
-    let x = Buffer::of(x, target)?;
-    let (weight, bias) = (Buffer::of(weight.clone(), target)?, Buffer::of(bias.clone(), target)?);
-    let y = x.empty(shape, target.elem);
-    plan.launch(&[&x, &weight, &bias], &[&y])?;
-    y.tensor()
+    let plan = |batch| plan(target, batch * tokens, channels, eps);
+    joined(in_parts(batch, plan, |plan, part| {
+        let x = Buffer::of(part.of(&x), target)?;
+        let (weight, bias) = (Buffer::of(weight.clone(), target)?, Buffer::of(bias.clone(), target)?);
+        let y = x.empty([part.pictures, tokens, channels], target.elem);
+        plan.launch(&[&x, &weight, &bias], &[&y])?;
+        y.tensor()
+    })?)
 }

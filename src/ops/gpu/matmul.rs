@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 
 use super::hopper::{Hopper, Ring, TILE_ROWS, TensorMap};
 use super::plan::{Grid, LANES, Language, Plan, Source, THREADS, Target, source, word};
-use super::{Buffer, activation};
+use super::{Buffer, activation, in_parts, joined};
 use crate::ops::{Epilogue, Nonlinearity};
 
 const MATMUL_WGSL: Source =
@@ -141,14 +141,19 @@ pub(crate) fn linear(x: Tensor<3>, weight: &Tensor<2>, epilogue: Epilogue<'_>) -
         gate: gate.is_some(),
         residual: residual.is_some(),
     };
-    let plan = product.plan(target)?;
-    let (x, weight) = (Buffer::of(x, target)?, Buffer::of(weight.clone(), target)?);
-    // What params turn off is bound and never read.
-    let bias = bias.map_or_else(|| Some(x.clone()), |bias| Buffer::of(bias.clone(), target))?;
-    let residual = residual.map_or_else(|| Some(x.clone()), |residual| Buffer::of(residual, target))?;
-    let gate = gate.map_or_else(|| Some(x.clone()), |gate| Buffer::of(gate.clone(), target))?;
-    let y = x.empty([batch, tokens, outputs], target.elem);
-    let other = || product.plan(target.without_hopper());
-    plan.launch_or(other, &[&x, &weight, &bias, &residual, &gate], &[&y])?;
-    y.tensor()
+    let call = |batch| Product { batch, ..product };
+    let plan = |batch| call(batch).plan(target);
+    joined(in_parts(batch, plan, |plan, part| {
+        let (x, weight) = (Buffer::of(part.of(&x), target)?, Buffer::of(weight.clone(), target)?);
+        // What params turn off is bound and never read.
+        let bias = bias.map_or_else(|| Some(x.clone()), |bias| Buffer::of(bias.clone(), target))?;
+        let residual = residual.as_ref();
+        let residual =
+            residual.map_or_else(|| Some(x.clone()), |other| Buffer::of(part.of(other), target))?;
+        let gate = gate.map_or_else(|| Some(x.clone()), |gate| Buffer::of(part.of(gate), target))?;
+        let y = x.empty([part.pictures, tokens, outputs], target.elem);
+        let other = || call(part.pictures).plan(target.without_hopper());
+        plan.launch_or(other, &[&x, &weight, &bias, &residual, &gate], &[&y])?;
+        y.tensor()
+    })?)
 }

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 
 use super::plan::{Language, Plan, Source, Target, source, word};
-use super::{Buffer, layer_norm};
+use super::{Buffer, in_parts, joined, layer_norm};
 
 const GATE_WGSL: Source = source!("wgsl/gate_residual.wgsl");
 const GATE_CUDA: Source = source!("cuda/common.cuh", "cuda/gate_residual.cu");
@@ -23,14 +23,16 @@ pub(crate) fn layer_norm_modulate(
     shift: &Tensor<2>,
     eps: f32,
 ) -> Option<Tensor<3>> {
-    let shape = x.dims();
+    let [batch, tokens, channels] = x.dims();
     let target = Target::of(&x)?;
-    let plan = layer_norm_modulate_plan(target, shape, eps)?;
-    let x = Buffer::of(x, target)?;
-    let (scale, shift) = (Buffer::of(scale.clone(), target)?, Buffer::of(shift.clone(), target)?);
-    let y = x.empty(shape, target.elem);
-    plan.launch(&[&x, &scale, &shift], &[&y])?;
-    y.tensor()
+    let plan = |batch| layer_norm_modulate_plan(target, [batch, tokens, channels], eps);
+    joined(in_parts(batch, plan, |plan, part| {
+        let x = Buffer::of(part.of(&x), target)?;
+        let (scale, shift) = (Buffer::of(part.of(scale), target)?, Buffer::of(part.of(shift), target)?);
+        let y = x.empty([part.pictures, tokens, channels], target.elem);
+        plan.launch(&[&x, &scale, &shift], &[&y])?;
+        y.tensor()
+    })?)
 }
 
 /// `x`: `[batch, tokens, channels]`.
@@ -53,12 +55,14 @@ pub(crate) fn gate_residual_plan(target: Target, x: [usize; 3]) -> Option<Plan> 
 }
 
 pub(crate) fn gate_residual(residual: Tensor<3>, x: Tensor<3>, gate: &Tensor<2>) -> Option<Tensor<3>> {
-    let shape = x.dims();
+    let [batch, tokens, channels] = x.dims();
     let target = Target::of(&x)?;
-    let plan = gate_residual_plan(target, shape)?;
-    let (residual, x) = (Buffer::of(residual, target)?, Buffer::of(x, target)?);
-    let gate = Buffer::of(gate.clone(), target)?;
-    let y = x.empty(shape, target.elem);
-    plan.launch(&[&residual, &x, &gate], &[&y])?;
-    y.tensor()
+    let plan = |batch| gate_residual_plan(target, [batch, tokens, channels]);
+    joined(in_parts(batch, plan, |plan, part| {
+        let (residual, x) = (Buffer::of(part.of(&residual), target)?, Buffer::of(part.of(&x), target)?);
+        let gate = Buffer::of(part.of(gate), target)?;
+        let y = x.empty([part.pictures, tokens, channels], target.elem);
+        plan.launch(&[&residual, &x, &gate], &[&y])?;
+        y.tensor()
+    })?)
 }

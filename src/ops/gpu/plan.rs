@@ -184,6 +184,27 @@ impl Plan {
     }
 }
 
+/// The launches for a batch: one, or as many for parts of whole pictures as it takes where no launch holds all of them, each
+/// with its first picture and their number. `None` where no launch holds even one: so what computes a picture depends on
+/// that picture's shape alone.
+pub(crate) fn parts<P>(batch: usize, plan: impl Fn(usize) -> Option<P>) -> Option<Vec<(usize, usize, P)>> {
+    if let Some(all) = plan(batch) {
+        return Some(vec![(0, batch, all)]);
+    }
+    let mut most = batch;
+    while most > 1 {
+        most = most.div_ceil(2);
+        if plan(most).is_some() {
+            let part = |first: usize| {
+                let count = most.min(batch - first);
+                Some((first, count, plan(count)?))
+            };
+            return (0..batch).step_by(most).map(part).collect();
+        }
+    }
+    None
+}
+
 /// An element type's name in `kernels/`.
 pub(crate) fn name(elem: DType) -> &'static str {
     match elem {
@@ -228,6 +249,17 @@ mod tests {
     #[test]
     fn a_fingerprint_is_fnv_1a_of_all_parts_together() {
         assert_eq!(fingerprint(&[("a.cuh", "foo"), ("b.cu", "bar")]), 0x8594_4171_f739_67e8);
+    }
+
+    #[test]
+    fn a_batch_that_no_launch_holds_is_cut_into_parts_of_whole_pictures() {
+        let holds = |most| parts(10, move |count| (count <= most).then_some(count));
+        assert_eq!(holds(10), Some(vec![(0, 10, 10)]));
+        assert_eq!(holds(9), Some(vec![(0, 5, 5), (5, 5, 5)]));
+        assert_eq!(holds(4), Some(vec![(0, 3, 3), (3, 3, 3), (6, 3, 3), (9, 1, 1)]));
+        assert_eq!(holds(1), Some((0..10).map(|first| (first, 1, 1)).collect()));
+        assert_eq!(holds(0), None);
+        assert_eq!(parts(1, |count| (count > 1).then_some(())), None);
     }
 
     #[test]

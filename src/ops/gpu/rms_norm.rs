@@ -2,9 +2,9 @@
 
 use burn::tensor::Tensor;
 
-use super::Buffer;
 use super::layer_norm::rows_plan;
 use super::plan::{Plan, Source, Target, source};
+use super::{Buffer, in_parts, joined};
 
 const WGSL: Source = source!("wgsl/rows.wgsl", "wgsl/rms_norm.wgsl");
 const CUDA: Source = source!("cuda/common.cuh", "cuda/rows.cuh", "cuda/rms_norm.cu");
@@ -15,12 +15,13 @@ pub(crate) fn plan(target: Target, rows: usize, channels: usize, eps: f32) -> Op
 }
 
 pub(crate) fn rms_norm(x: Tensor<3>, weight: &Tensor<1>, eps: f32) -> Option<Tensor<3>> {
-    let shape = x.dims();
-    let [batch, tokens, channels] = shape;
+    let [batch, tokens, channels] = x.dims();
     let target = Target::of(&x)?;
-    let plan = plan(target, batch * tokens, channels, eps)?;
-    let (x, weight) = (Buffer::of(x, target)?, Buffer::of(weight.clone(), target)?);
-    let y = x.empty(shape, target.elem);
-    plan.launch(&[&x, &weight], &[&y])?;
-    y.tensor()
+    let plan = |batch| plan(target, batch * tokens, channels, eps);
+    joined(in_parts(batch, plan, |plan, part| {
+        let (x, weight) = (Buffer::of(part.of(&x), target)?, Buffer::of(weight.clone(), target)?);
+        let y = x.empty([part.pictures, tokens, channels], target.elem);
+        plan.launch(&[&x, &weight], &[&y])?;
+        y.tensor()
+    })?)
 }

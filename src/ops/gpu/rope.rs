@@ -2,8 +2,8 @@
 
 use burn::tensor::{DType, Tensor};
 
-use super::Buffer;
 use super::plan::{LANES, Language, Plan, Source, THREADS, Target, source, word};
+use super::{Buffer, in_parts, joined};
 
 const WGSL: Source = source!("wgsl/rows.wgsl", "wgsl/qk_norm_rope.wgsl");
 const CUDA: Source = source!("cuda/common.cuh", "cuda/rows.cuh", "cuda/qk_norm_rope.cu");
@@ -23,8 +23,11 @@ pub(crate) struct QkNormRope {
 }
 
 impl QkNormRope {
-    /// `None` for heads that are too large for a warp on CUDA.
+    /// `None` for no heads of one of both, and for heads that are too large for a warp on CUDA.
     pub(crate) fn plan(self, target: Target) -> Option<Plan> {
+        if self.q_heads * self.k_heads == 0 {
+            return None;
+        }
         let rows = self.batch * self.tokens;
         let heads = rows * (self.q_heads + self.k_heads);
         let (source, constants, columns, grid) = match target.language {
@@ -59,20 +62,25 @@ pub(crate) fn qk_norm_rope(
     [cos, sin]: [&Tensor<2>; 2],
     eps: f32,
 ) -> Option<(Tensor<3>, Tensor<3>)> {
-    let (q_shape, k_shape) = (q.dims(), k.dims());
-    let [batch, tokens, channels] = q_shape;
+    let [batch, tokens, channels] = q.dims();
+    let [_, _, k_channels] = k.dims();
     let [head_dim] = q_weight.dims();
     if cos.dtype() != DType::F32 || sin.dtype() != DType::F32 {
         return None;
     }
     let target = Target::of(&q)?;
     let q_heads = channels.checked_div(head_dim)?;
-    let k_heads = k_shape[2].checked_div(head_dim)?;
-    let plan = QkNormRope { batch, tokens, q_heads, k_heads, head_dim, eps }.plan(target)?;
-    let (q, k) = (Buffer::of(q, target)?, Buffer::of(k, target)?);
-    let weights = (Buffer::of(q_weight.clone(), target)?, Buffer::of(k_weight.clone(), target)?);
-    let tables = (Buffer::of(cos.clone(), target)?, Buffer::of(sin.clone(), target)?);
-    let (q_out, k_out) = (q.empty(q_shape, target.elem), k.empty(k_shape, target.elem));
-    plan.launch(&[&q, &k, &weights.0, &weights.1, &tables.0, &tables.1], &[&q_out, &k_out])?;
-    Some((q_out.tensor()?, k_out.tensor()?))
+    let k_heads = k_channels.checked_div(head_dim)?;
+    let plan = |batch| QkNormRope { batch, tokens, q_heads, k_heads, head_dim, eps }.plan(target);
+    let turned = in_parts(batch, plan, |plan, part| {
+        let (q, k) = (Buffer::of(part.of(&q), target)?, Buffer::of(part.of(&k), target)?);
+        let weights = (Buffer::of(q_weight.clone(), target)?, Buffer::of(k_weight.clone(), target)?);
+        let tables = (Buffer::of(cos.clone(), target)?, Buffer::of(sin.clone(), target)?);
+        let q_out = q.empty([part.pictures, tokens, channels], target.elem);
+        let k_out = k.empty([part.pictures, tokens, k_channels], target.elem);
+        plan.launch(&[&q, &k, &weights.0, &weights.1, &tables.0, &tables.1], &[&q_out, &k_out])?;
+        Some((q_out.tensor()?, k_out.tensor()?))
+    })?;
+    let (q, k) = turned.into_iter().unzip();
+    Some((joined(q)?, joined(k)?))
 }

@@ -2,8 +2,8 @@
 
 use burn::tensor::Tensor;
 
-use super::Buffer;
 use super::plan::{Language, Plan, Source, Target, source, word};
+use super::{Buffer, in_parts, joined};
 
 const WGSL: Source = source!("wgsl/upsample_nearest_2x.wgsl");
 const CUDA: Source = source!("cuda/common.cuh", "cuda/upsample_nearest_2x.cu");
@@ -31,9 +31,11 @@ pub(crate) fn plan(target: Target, x: [usize; 4]) -> Option<Plan> {
 pub(crate) fn nearest_2x(x: Tensor<4>) -> Option<Tensor<4>> {
     let [batch, height, width, channels] = x.dims();
     let target = Target::of(&x)?;
-    let plan = plan(target, x.dims())?;
-    let x = Buffer::of(x, target)?;
-    let y = x.empty([batch, 2 * height, 2 * width, channels], target.elem);
-    plan.launch(&[&x], &[&y])?;
-    y.tensor()
+    let plan = |batch| plan(target, [batch, height, width, channels]);
+    joined(in_parts(batch, plan, |plan, part| {
+        let x = Buffer::of(part.of(&x), target)?;
+        let y = x.empty([part.pictures, 2 * height, 2 * width, channels], target.elem);
+        plan.launch(&[&x], &[&y])?;
+        y.tensor()
+    })?)
 }

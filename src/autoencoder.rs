@@ -196,6 +196,13 @@ impl Autoencoder {
         bytes_of_maps(MAPS, &[width, height, channels])
     }
 
+    /// Values of one picture's widest tensor: a map of the full size with the channels of the finest level, which is
+    /// entered with those of the next.
+    pub(crate) fn widest_values(&self, width: usize, height: usize) -> u64 {
+        let channels = self.config.channels.iter().take(2).max().copied().unwrap_or_default();
+        (width as u64).saturating_mul(height as u64).saturating_mul(channels.max(3) as u64)
+    }
+
     fn dtype(&self) -> burn::tensor::DType {
         self.decoder.conv_in.dtype()
     }

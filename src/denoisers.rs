@@ -43,6 +43,13 @@ impl Denoiser {
         }
     }
 
+    /// Values of one row's widest tensor, for latents of `width` × `height`.
+    pub(crate) fn widest_values(&self, width: usize, height: usize) -> u64 {
+        match self {
+            Self::UNet(unet) => unet.widest_values(width, height),
+        }
+    }
+
     /// An upper estimate of the activations' bytes for one call on latents of `width` × `height`.
     pub(crate) fn peak_bytes(&self, rows: usize, width: usize, height: usize) -> u64 {
         match self {

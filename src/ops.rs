@@ -29,7 +29,7 @@ mod norm;
 mod rope;
 mod upsample;
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 pub use denoise::{DenoiseRow, Estimate, Guided, NonFinite, Slot, Source, Stepped};
 pub use embedding::Sinusoids;
@@ -141,6 +141,20 @@ pub(crate) fn instruction_set() -> String {
     #[cfg(not(feature = "cpu"))]
     {
         "no CPU kernels".to_owned()
+    }
+}
+
+/// The most bytes that one tensor may have on a device: what is larger is refused there when it is read. `None` where
+/// nothing says so.
+pub(crate) fn largest_tensor(device: &Device) -> Option<u64> {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    {
+        gpu::largest_tensor(device)
+    }
+    #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
+    {
+        let _ = device;
+        None
     }
 }
 

@@ -24,6 +24,7 @@ use crate::device::{DeviceChoice, DeviceError, DeviceKind, Precision, Target, gu
 use crate::error::{Error, Result, Stage};
 use crate::families::{self, Model};
 use crate::job::Job;
+use crate::ops;
 use crate::request::{Guidance, Request};
 use crate::weights::Files;
 
@@ -34,7 +35,8 @@ pub struct LoadOptions {
     pub device: DeviceChoice,
     /// What the networks compute in.
     pub precision: Precision,
-    /// The most rows that share one launch; a picture takes two with classifier-free guidance.
+    /// The most rows that share one launch; a picture takes two with classifier-free guidance. Fewer do where the
+    /// network's largest tensor would be more than the device holds in one.
     pub max_batch: usize,
 }
 
@@ -57,6 +59,8 @@ struct Inner {
     identity: Arc<str>,
     target: Target,
     max_batch: usize,
+    /// The most bytes that one tensor may have.
+    largest_tensor: Option<u64>,
     preview: OnceLock<preview::LatentColours>,
 }
 
@@ -116,6 +120,7 @@ impl Pipeline {
             family: family.name,
             identity: format!("{} in {} on {}", model.digest, target.precision(), target.name).into(),
             model,
+            largest_tensor: guard(Stage::Load, || Ok(ops::largest_tensor(&target.device)))?,
             target,
             max_batch: options.max_batch.max(1),
             preview: OnceLock::new(),

@@ -7,7 +7,9 @@ mod leave;
 
 use std::ops::ControlFlow;
 
-use aquatint::{DeviceChoice, Error, Generation, Guidance, Pipeline, Precision, Request, Sampler, Stage};
+use aquatint::{
+    DeviceChoice, Error, Generation, Guidance, LoadOptions, Pipeline, Precision, Request, Sampler, Stage,
+};
 use common::parity::{self, Limits};
 use common::{Expected, checkpoint, options};
 use leave::leave;
@@ -88,6 +90,22 @@ fn latents_that_overflow_are_found_before_the_last_step() {
     assert!(steps < 3, "{steps}");
 }
 
+/// More rows than the device holds in one tensor, where a launch fails that nobody waits for: software Vulkan has 128 MiB.
+#[cfg(feature = "embedded")]
+fn rows_that_no_tensor_holds_are_launched_in_parts_of_whole_pictures() {
+    let previews = |max_batch, count| {
+        let options = LoadOptions { device: DeviceChoice::Wgpu, precision: Precision::F32, max_batch };
+        let pipeline = Pipeline::embedded(options).unwrap();
+        let mut job = pipeline.start(&Request { count: Some(count), ..quick() }).unwrap();
+        pipeline.step(&mut [&mut job]).remove(0).unwrap();
+        pipeline.progress(&job).preview().unwrap()
+    };
+    // 768 channels of 64 tokens are 192 KiB a row, and a picture has two of them.
+    let (all, few) = (previews(usize::MAX, 345), previews(16, 3));
+    assert_eq!((all.len(), few.len()), (345, 3));
+    assert!(all[..3] == few && all[3..].iter().all(|preview| !few.contains(preview)));
+}
+
 fn memory_that_runs_out_is_an_error_and_the_pipeline_works_after_it() {
     let pipeline = load("sd15", Precision::F32);
     let before = bits(&pipeline.generate(&quick()).unwrap());
@@ -145,6 +163,11 @@ fn main() {
         (
             "latents_that_overflow_are_found_before_the_last_step",
             latents_that_overflow_are_found_before_the_last_step,
+        ),
+        #[cfg(feature = "embedded")]
+        (
+            "rows_that_no_tensor_holds_are_launched_in_parts_of_whole_pictures",
+            rows_that_no_tensor_holds_are_launched_in_parts_of_whole_pictures,
         ),
         (
             "memory_that_runs_out_is_an_error_and_the_pipeline_works_after_it",

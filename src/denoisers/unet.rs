@@ -224,6 +224,25 @@ impl UNet2dCondition {
         bytes_of_maps(MAPS, &[rows, width, height, self.config.first_channels()])
     }
 
+    /// Of a level: the gated feed-forward's eight times its channels, or what a layer on the way up reads beside a kept
+    /// output, or the map that is upsampled into it.
+    pub(crate) fn widest_values(&self, width: usize, height: usize) -> u64 {
+        let levels = &self.config.levels;
+        let wide = |level: &Level| {
+            if level.down_attention || level.up_attention { 8 * level.channels } else { 2 * level.channels }
+        };
+        let widest = levels.iter().enumerate().map(|(depth, level)| {
+            let deeper = levels.get(depth + 1).unwrap_or(level);
+            // Odd sides are rounded up where they are halved.
+            let side = |length: usize| length.div_ceil(1 << depth) as u64;
+            let last = depth + 1 == levels.len();
+            let channels = if last { 8 * level.channels } else { wide(level) };
+            let channels = channels.max(level.channels + deeper.channels) as u64;
+            side(width).saturating_mul(side(height)).saturating_mul(channels)
+        });
+        widest.max().unwrap_or_default()
+    }
+
     /// * `latents`: `[batch, in_channels, height, width]`
     /// * `timesteps`: `[batch]`
     /// * `context`: `[batch, tokens, context]`

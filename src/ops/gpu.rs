@@ -36,7 +36,7 @@ use std::ffi::OsStr;
 use std::sync::LazyLock;
 
 use burn::backend::{BackendTypes, DispatchDevice};
-use burn::tensor::{DType, Shape, Tensor};
+use burn::tensor::{DType, Device, Shape, Tensor};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{Cube, CubeDevice};
@@ -285,6 +285,13 @@ pub(crate) fn in_parts<P, T>(
 /// The outputs of [`in_parts`] as one.
 pub(crate) fn joined<const D: usize>(mut parts: Vec<Tensor<D>>) -> Option<Tensor<D>> {
     if parts.len() > 1 { Some(Tensor::cat(parts, 0)) } else { parts.pop() }
+}
+
+/// The most bytes that a tensor may have on a device; `None` where nothing says so.
+pub(crate) fn largest_tensor(device: &Device) -> Option<u64> {
+    let any = Tensor::<1>::empty([1], (device, DType::F32)).try_into_primitive::<Cube>().ok()?;
+    let any: Box<dyn Any> = Box::new(any);
+    Some(any.downcast::<CubeTensor>().ok()?.client.properties().memory.max_page_size)
 }
 
 /// A source with what is put before it.

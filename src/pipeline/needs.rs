@@ -113,7 +113,21 @@ impl Pipeline {
         let room = self
             .available_memory()
             .map_or(usize::MAX, |bytes| usize::try_from(bytes / one).unwrap_or(usize::MAX));
-        jobs.min(self.0.max_batch).min(room).max(1)
+        let widest = self.0.model.autoencoder.widest_values(width as usize, height as usize);
+        jobs.min(self.0.max_batch).min(room).min(self.rows_of(widest)).max(1)
+    }
+
+    /// Rows of latents of one size that share a launch of the denoiser.
+    pub(super) fn denoiser_rows(&self, width: usize, height: usize) -> usize {
+        let widest = self.0.model.denoiser.widest_values(width, height);
+        self.0.max_batch.min(self.rows_of(widest)).max(1)
+    }
+
+    /// Rows whose tensors of so many values each the device holds in one.
+    fn rows_of(&self, values: u64) -> usize {
+        let one = values.saturating_mul(self.0.target.dtype.size() as u64).max(1);
+        let fit = |most: u64| usize::try_from(most / one).unwrap_or(usize::MAX);
+        self.0.largest_tensor.map_or(usize::MAX, fit)
     }
 
     fn peaks(&self, request: &Request, width: u32, height: u32, guidance: &Guidance) -> Peaks {

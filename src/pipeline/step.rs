@@ -148,8 +148,9 @@ impl Pipeline {
             });
             predicted.push(Predicted { positive, guided });
         }
-        let mut launches: Vec<_> =
-            entries.chunks(self.0.max_batch).map(|launch| self.launch(launch)).collect();
+        let [_, _, height, width] = moving.first().map_or([0; 4], |moving| moving.row.latents.dims());
+        let most = self.denoiser_rows(width, height);
+        let mut launches: Vec<_> = entries.chunks(most).map(|launch| self.launch(launch)).collect();
         let predictions = match launches.len() {
             1 => launches.pop().ok_or_else(|| no_output(Stage::Denoise))?,
             _ => Tensor::cat(launches, 0),

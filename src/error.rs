@@ -63,7 +63,7 @@ pub enum Error {
         available: u64,
     },
     /// A stage produced NaN or infinite values; no picture is made from them.
-    #[error("{stage} produced {count} non-finite values of {total}{hint}")]
+    #[error("{stage} produced {count} non-finite values of {total}{}{hint}", from_step(*step))]
     NonFinite {
         /// The stage whose output was not finite.
         stage: Stage,
@@ -71,6 +71,8 @@ pub enum Error {
         count: usize,
         /// How many values there were.
         total: usize,
+        /// The first denoising step, from 1, whose latents had such values, where steps count them.
+        step: Option<usize>,
         /// What may help, or nothing.
         hint: &'static str,
     },
@@ -101,6 +103,10 @@ pub enum Error {
         /// Steps of the job.
         total: usize,
     },
+}
+
+fn from_step(step: Option<usize>) -> String {
+    step.map(|step| format!(", from step {step} on")).unwrap_or_default()
 }
 
 /// A stage of generation, for errors and reports.

@@ -51,8 +51,8 @@ pub(crate) struct Row {
     pub(crate) registers: Vec<Option<Slot>>,
     /// The clean estimate of the last step, for previews.
     pub(crate) denoised: Option<Slot>,
-    /// Of the latents after the last step.
-    pub(crate) non_finite: NonFinite,
+    /// Of the latents after each step that was made since the job was started or resumed.
+    pub(crate) counted: Vec<NonFinite>,
 }
 
 /// Where a row's predictions are, and how they are combined.
@@ -170,6 +170,7 @@ impl Row {
             })
             .collect::<Option<_>>()?;
         let (seed, generator) = (self.seed, self.generator.clone());
-        Some(Row { seed, generator, latents, registers, denoised, non_finite: stepped.non_finite })
+        let counted = self.counted.iter().cloned().chain([stepped.non_finite]).collect();
+        Some(Row { seed, generator, latents, registers, denoised, counted })
     }
 }

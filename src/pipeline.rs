@@ -283,7 +283,7 @@ pub(crate) fn download<const D: usize>(tensor: Tensor<D>, stage: Stage) -> Resul
 pub(crate) fn check_finite(values: &[f32], stage: Stage, hint: &'static str) -> Result<()> {
     match values.iter().filter(|value| !value.is_finite()).count() {
         0 => Ok(()),
-        count => Err(Error::NonFinite { stage, count, total: values.len(), hint }),
+        count => Err(Error::NonFinite { stage, count, total: values.len(), step: None, hint }),
     }
 }
 

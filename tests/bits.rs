@@ -178,6 +178,21 @@ fn threads_that_share_a_pipeline_get_the_bits_of_one_after_the_other() {
     assert!(*parallel.lock().unwrap() == serial);
 }
 
+/// Latents that overflow are found after steps that the neighbours shared.
+#[test]
+fn a_picture_that_overflows_leaves_its_neighbours_bits_alone() {
+    let pipeline = load_cpu("sd15");
+    let good = |seed| Request { steps: Some(4), seed, keep_raw: true, ..Request::new("a moon") };
+    let bad = Request { guidance: Some(Guidance::classifier_free(3e38)), ..good(6) };
+    let requests = [good(5), bad, good(7)];
+    let results = pipeline.generate_batch(&requests);
+    assert!(matches!(results[1], Err(Error::NonFinite { step: Some(1..), .. })), "{:?}", results[1]);
+    for index in [0, 2] {
+        let alone = pipeline.generate(&requests[index]).unwrap();
+        assert!(bits(results[index].as_ref().unwrap()) == bits(&alone));
+    }
+}
+
 #[test]
 fn a_request_that_fails_leaves_its_neighbours_bits_alone() {
     let pipeline = load_cpu("sd15");

@@ -90,6 +90,31 @@ fn latents_that_overflow_are_found_before_the_last_step() {
     assert!(steps < 3, "{steps}");
 }
 
+/// Steps do not wait for the device: only `finish` sees them, and names the step that `generate` would have stopped at. The
+/// neighbours' pictures are their own.
+fn a_picture_that_overflows_names_its_step_and_leaves_its_neighbours_bits_alone() {
+    let pipeline = load("sd15", Precision::F32);
+    let good = |seed| Request { steps: Some(4), seed, keep_raw: true, ..Request::new("a moon") };
+    let bad = Request { guidance: Some(Guidance::classifier_free(3e38)), ..good(6) };
+    let requests = [good(5), bad, good(7)];
+    let results = pipeline.generate_batch(&requests);
+    let named = |result: &aquatint::Result<Generation>| match result {
+        Err(Error::NonFinite { stage: Stage::Denoise, step: Some(step), .. }) => *step,
+        other => panic!("{other:?}"),
+    };
+    let mut done = 0;
+    let stopped = pipeline.generate_with(&requests[1], |progress| {
+        done = progress.step;
+        ControlFlow::Continue(())
+    });
+    assert_eq!(named(&stopped), done + 1);
+    assert_eq!(named(&results[1]), done + 1);
+    for index in [0, 2] {
+        let alone = pipeline.generate(&requests[index]).unwrap();
+        assert!(bits(results[index].as_ref().unwrap()) == bits(&alone));
+    }
+}
+
 /// More rows than the device holds in one tensor, where a launch fails that nobody waits for: software Vulkan has 128 MiB.
 #[cfg(feature = "embedded")]
 fn rows_that_no_tensor_holds_are_launched_in_parts_of_whole_pictures() {
@@ -163,6 +188,10 @@ fn main() {
         (
             "latents_that_overflow_are_found_before_the_last_step",
             latents_that_overflow_are_found_before_the_last_step,
+        ),
+        (
+            "a_picture_that_overflows_names_its_step_and_leaves_its_neighbours_bits_alone",
+            a_picture_that_overflows_names_its_step_and_leaves_its_neighbours_bits_alone,
         ),
         #[cfg(feature = "embedded")]
         (

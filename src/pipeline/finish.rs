@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::Tensor;
 use serde_json::json;
 
+use super::step::first_non_finite_step;
 use super::{Pipeline, check_finite, download, memory, no_output, together};
 use crate::device::{DeviceKind, guard};
 use crate::error::{Error, Result, Stage};
@@ -75,7 +76,8 @@ impl Pipeline {
     ///
     /// # Errors
     /// [`Error::Unfinished`] and [`Error::ForeignJob`] for jobs that are not ready or not this
-    /// pipeline's; [`Error::NonFinite`] names the stage that overflowed; [`Error::Device`].
+    /// pipeline's; [`Error::NonFinite`] names the stage that overflowed and, of steps that count, the first that did;
+    /// [`Error::Device`].
     pub fn finish(&self, job: Job) -> Result<Generation> {
         self.decode_jobs(&[&job]).pop().unwrap_or_else(|| Err(no_output(Stage::Decode)))
     }
@@ -144,7 +146,8 @@ impl Pipeline {
             let Some(slot) = decoded.get_mut(*job).filter(|decoded| decoded.is_ok()) else {
                 continue;
             };
-            match guard(Stage::Decode, || finite_latents(row)) {
+            let done = jobs.get(*job).map_or(0, |job| job.step());
+            match guard(Stage::Decode, || finite_latents(row, done)) {
                 Ok(latents) => entries.push(Entry { job: *job, row, latents }),
                 Err(error) => *slot = Err(error),
             }
@@ -263,10 +266,17 @@ impl Pipeline {
     }
 }
 
-fn finite_latents(row: &Row) -> Result<Vec<f32>> {
+/// The latents' values after `done` steps. What the steps counted is read where they are refused alone.
+fn finite_latents(row: &Row, done: usize) -> Result<Vec<f32>> {
     let latents = download(row.latents.tensor(), Stage::Denoise)?;
-    check_finite(&latents, Stage::Denoise, "; a higher precision may help")?;
-    Ok(latents)
+    let finite = check_finite(&latents, Stage::Denoise, "; a higher precision may help");
+    finite.map(|()| latents).map_err(|error| match error {
+        Error::NonFinite { stage, count, total, hint, .. } => {
+            let step = first_non_finite_step(row, done);
+            Error::NonFinite { stage, count, total, step, hint }
+        }
+        other => other,
+    })
 }
 
 /// The number as it was typed: JSON numbers are f64, and widening would show digits nobody wrote.

@@ -12,7 +12,7 @@ use crate::error::{Result, Stage};
 use crate::guidance::GuidancePlan;
 use crate::job::saved::{Head, SavedRequest, SavedRow, Tensors, Values, content, decode, encode};
 use crate::job::{Job, Row, SavedJobError};
-use crate::ops::{self, NonFinite, Slot};
+use crate::ops::{self, Slot};
 use crate::request::{Input, Request};
 use crate::samplers::Plan;
 use crate::samplers::noise::{Generator, GeneratorState};
@@ -223,8 +223,8 @@ impl Pipeline {
             let registers = registers
                 .map(|(register, held)| held_at(*held, &format!("register.{register}")))
                 .collect::<Result<_, _>>()?;
-            let non_finite = NonFinite::Known(0);
-            rows.push(Row { seed, generator, latents, registers, denoised, non_finite });
+            let counted = Vec::new();
+            rows.push(Row { seed, generator, latents, registers, denoised, counted });
         }
         Ok(rows)
     }

@@ -12,7 +12,7 @@ use crate::error::{Error, Result, Stage};
 use crate::guidance::GuidancePlan;
 use crate::image::{resize_lanczos, to_signed};
 use crate::job::{Job, Row};
-use crate::ops::{NonFinite, Slot};
+use crate::ops::Slot;
 use crate::request::{Guidance, Input, MAX_SIDE, Request, RequestError};
 use crate::samplers::Plan;
 use crate::samplers::noise::Generator;
@@ -268,7 +268,7 @@ impl Pipeline {
             latents: Slot::new(upload(latents, shape, self.device())),
             registers: vec![None; plan.registers()],
             denoised: None,
-            non_finite: NonFinite::Unknown,
+            counted: Vec::new(),
         }
     }
 }

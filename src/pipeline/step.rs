@@ -57,7 +57,7 @@ impl Pipeline {
         for ((job, (index, rows)), result) in jobs.iter_mut().zip(before).zip(&mut results) {
             if result.is_ok() && job.index > index {
                 *result = guard(Stage::Denoise, || {
-                    job.rows.iter().try_for_each(|row| self.check_row(row, Some(&mut counts)))
+                    job.rows.iter().try_for_each(|row| self.check_row(row, job.index, Some(&mut counts)))
                 });
             }
             if result.is_err() {
@@ -95,7 +95,7 @@ impl Pipeline {
 
     /// All pictures of a job move, or none.
     fn settle_rows(&self, job: &mut Job, rows: Vec<Row>) -> Result<()> {
-        rows.iter().try_for_each(|row| self.check_row(row, None))?;
+        rows.iter().try_for_each(|row| self.check_row(row, job.index + 1, None))?;
         job.rows = rows;
         job.index += 1;
         Ok(())
@@ -167,27 +167,48 @@ impl Pipeline {
         self.0.model.denoiser.forward(latents, &timesteps, &Conditioning { context })
     }
 
-    /// Refuses a row with non-finite latents: where they were counted on the device only with `counts`, since reading
-    /// them waits for it.
-    fn check_row(&self, row: &Row, counts: Option<&mut Counts>) -> Result<()> {
-        let count = match (&row.non_finite, counts) {
-            (NonFinite::Known(count), _) => *count,
-            (NonFinite::Kept { counts, row }, Some(read)) => {
-                if !read.iter().any(|(known, _)| Arc::ptr_eq(known, counts)) {
-                    read.push((counts.clone(), download(Tensor::clone(counts), Stage::Denoise)?));
-                }
-                let parts = counts.dims()[1];
-                let found = read.iter().find(|(known, _)| Arc::ptr_eq(known, counts));
-                let parts = found.map(|(_, values)| values.iter().skip(row * parts).take(parts));
-                parts.into_iter().flatten().sum::<f32>() as usize
-            }
-            (NonFinite::Kept { .. }, None) | (NonFinite::Unknown, _) => 0,
+    /// Refuses a row with non-finite latents after `step`: where they were counted on the device only with `counts`, since
+    /// reading them waits for it.
+    fn check_row(&self, row: &Row, step: usize, counts: Option<&mut Counts>) -> Result<()> {
+        let count = match (row.counted.last(), counts) {
+            (Some(NonFinite::Known(count)), _) => *count,
+            (Some(counted), Some(counts)) => read_count(counted, counts)?.unwrap_or_default(),
+            _ => 0,
         };
         if count == 0 {
             return Ok(());
         }
         let total = row.latents.dims().iter().product();
         let hint = if self.0.target.kind == DeviceKind::Cpu { "" } else { "; a higher precision may help" };
-        Err(Error::NonFinite { stage: Stage::Denoise, count, total, hint })
+        Err(Error::NonFinite { stage: Stage::Denoise, count, total, step: Some(step), hint })
     }
+}
+
+/// How many values of a row were not finite after a step, where that was counted.
+fn read_count(counted: &NonFinite, counts: &mut Counts) -> Result<Option<usize>> {
+    let (kept, row) = match counted {
+        NonFinite::Unknown => return Ok(None),
+        NonFinite::Known(count) => return Ok(Some(*count)),
+        NonFinite::Kept { counts, row } => (counts, *row),
+    };
+    if !counts.iter().any(|(known, _)| Arc::ptr_eq(known, kept)) {
+        counts.push((kept.clone(), download(Tensor::clone(kept), Stage::Denoise)?));
+    }
+    let parts = kept.dims()[1];
+    let found = counts.iter().find(|(known, _)| Arc::ptr_eq(known, kept));
+    let parts = found.map(|(_, values)| values.iter().skip(row * parts).take(parts));
+    Ok(Some(parts.into_iter().flatten().sum::<f32>() as usize))
+}
+
+/// The first step after which the latents of a row, which has `done` steps behind it, were not finite; `None` where the
+/// steps up to there were not all counted.
+pub(super) fn first_non_finite_step(row: &Row, done: usize) -> Option<usize> {
+    let mut counts = Counts::new();
+    let first = (done + 1).checked_sub(row.counted.len())?;
+    for (step, counted) in (first..).zip(&row.counted) {
+        if read_count(counted, &mut counts).ok()?? > 0 {
+            return Some(step);
+        }
+    }
+    None
 }

@@ -51,8 +51,18 @@ pub(crate) struct Row {
     pub(crate) registers: Vec<Option<Slot>>,
     /// The clean estimate of the last step, for previews.
     pub(crate) denoised: Option<Slot>,
+    /// Where the prompt's text states, and the negative prompt's where it steered, stood in the row's last launch.
+    pub(crate) placed: Vec<Placed>,
     /// Of the latents after each step that was made since the job was started or resumed.
     pub(crate) counted: Vec<NonFinite>,
+}
+
+/// Text states among those of a launch, which the next one takes as they are where the same rows make it.
+#[derive(Debug, Clone)]
+pub(crate) struct Placed {
+    /// `[rows, tokens, channels]`
+    pub(crate) context: Arc<Tensor<3>>,
+    pub(crate) index: usize,
 }
 
 /// Where a row's predictions are, and how they are combined.
@@ -171,6 +181,7 @@ impl Row {
             .collect::<Option<_>>()?;
         let (seed, generator) = (self.seed, self.generator.clone());
         let counted = self.counted.iter().cloned().chain([stepped.non_finite]).collect();
-        Some(Row { seed, generator, latents, registers, denoised, counted })
+        let placed = self.placed.clone();
+        Some(Row { seed, generator, latents, registers, denoised, placed, counted })
     }
 }

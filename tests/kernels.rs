@@ -257,7 +257,7 @@ mod on_gpu {
     }
 
     /// Launches of a step of four guided jobs that have stepped together before.
-    const STABLE: usize = 150;
+    const STABLE: usize = 134;
 
     /// A launch writes one buffer, which all pictures of a large job would make larger than a device can bind.
     fn a_job_of_many_pictures_ends_its_step_in_several_launches(on: &On) {

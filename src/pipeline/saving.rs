@@ -223,8 +223,8 @@ impl Pipeline {
             let registers = registers
                 .map(|(register, held)| held_at(*held, &format!("register.{register}")))
                 .collect::<Result<_, _>>()?;
-            let counted = Vec::new();
-            rows.push(Row { seed, generator, latents, registers, denoised, counted });
+            let (placed, counted) = (Vec::new(), Vec::new());
+            rows.push(Row { seed, generator, latents, registers, denoised, placed, counted });
         }
         Ok(rows)
     }

@@ -268,6 +268,7 @@ impl Pipeline {
             latents: Slot::new(upload(latents, shape, self.device())),
             registers: vec![None; plan.registers()],
             denoised: None,
+            placed: Vec::new(),
             counted: Vec::new(),
         }
     }

@@ -10,7 +10,7 @@ use super::{Pipeline, download, no_output, together};
 use crate::denoisers::Conditioning;
 use crate::device::{DeviceError, DeviceKind, guard};
 use crate::error::{Error, Result, Stage};
-use crate::job::{Job, Predicted, Row};
+use crate::job::{Job, Placed, Predicted, Row};
 use crate::ops::{self, Guided, NonFinite, Slot};
 use crate::samplers::Step;
 
@@ -21,6 +21,7 @@ struct Entry<'a> {
     timestep: f32,
     /// `[1, tokens, channels]`
     context: &'a Tensor<3>,
+    placed: Option<&'a Placed>,
 }
 
 /// A row on its way through one step.
@@ -131,13 +132,15 @@ impl Pipeline {
     }
 
     /// The network's predictions for all rows, `[predictions, channels, height, width]`, and which of them are whose.
-    fn predict_rows(&self, moving: &[Moving]) -> Result<(Tensor<4>, Vec<Predicted>)> {
+    fn predict_rows(&self, moving: &mut [Moving]) -> Result<(Tensor<4>, Vec<Predicted>)> {
         let mut entries = Vec::new();
         let mut predicted = Vec::with_capacity(moving.len());
-        for Moving { job, step, row } in moving {
+        for Moving { job, step, row } in moving.iter() {
+            let mut placed = row.placed.iter();
             let mut push = |context| {
+                let (latents, placed) = (&row.latents, placed.next());
                 let (input_scale, timestep) = (step.input_scale, step.timestep);
-                entries.push(Entry { latents: &row.latents, input_scale, timestep, context });
+                entries.push(Entry { latents, input_scale, timestep, context, placed });
                 entries.len() - 1
             };
             let positive = push(&job.positive);
@@ -150,7 +153,18 @@ impl Pipeline {
         }
         let [_, _, height, width] = moving.first().map_or([0; 4], |moving| moving.row.latents.dims());
         let most = self.denoiser_rows(width, height);
-        let mut launches: Vec<_> = entries.chunks(most).map(|launch| self.launch(launch)).collect();
+        let mut launches = Vec::new();
+        let mut placed = Vec::with_capacity(entries.len());
+        for launch in entries.chunks(most) {
+            let context = context(launch);
+            launches.push(self.launch(launch, Tensor::clone(&context)));
+            placed.extend((0..launch.len()).map(|index| Placed { context: context.clone(), index }));
+        }
+        let mut placed = placed.into_iter();
+        for (moving, predicted) in moving.iter_mut().zip(&predicted) {
+            let entries = if predicted.guided.is_some() { 2 } else { 1 };
+            moving.row.placed = placed.by_ref().take(entries).collect();
+        }
         let predictions = match launches.len() {
             1 => launches.pop().ok_or_else(|| no_output(Stage::Denoise))?,
             _ => Tensor::cat(launches, 0),
@@ -158,11 +172,10 @@ impl Pipeline {
         Ok((predictions, predicted))
     }
 
-    /// One call of the network.
-    fn launch(&self, entries: &[Entry]) -> Tensor<4> {
+    /// One call of the network, with `context` of `[entries, tokens, channels]`.
+    fn launch(&self, entries: &[Entry], context: Tensor<3>) -> Tensor<4> {
         let latents: Vec<_> = entries.iter().map(|entry| (entry.latents, entry.input_scale)).collect();
         let latents = ops::denoise_input(&latents, self.0.target.dtype);
-        let context = Tensor::cat(entries.iter().map(|entry| entry.context.clone()).collect(), 0);
         let timesteps: Vec<f32> = entries.iter().map(|entry| entry.timestep).collect();
         self.0.model.denoiser.forward(latents, &timesteps, &Conditioning { context })
     }
@@ -182,6 +195,25 @@ impl Pipeline {
         let hint = if self.0.target.kind == DeviceKind::Cpu { "" } else { "; a higher precision may help" };
         Err(Error::NonFinite { stage: Stage::Denoise, count, total, step: Some(step), hint })
     }
+}
+
+/// The text states of a launch: those of the last one, or a part of them, where all of its rows stood there side by side.
+fn context(entries: &[Entry]) -> Arc<Tensor<3>> {
+    if let Some(first) = entries.first().and_then(|entry| entry.placed) {
+        let stays = |(index, entry): (usize, &Entry)| {
+            let beside = |placed: &Placed| {
+                placed.index == first.index + index && Arc::ptr_eq(&placed.context, &first.context)
+            };
+            entry.placed.is_some_and(beside)
+        };
+        if entries.iter().enumerate().all(stays) {
+            if first.context.dims()[0] == entries.len() {
+                return first.context.clone();
+            }
+            return Arc::new(Tensor::clone(&first.context).narrow(0, first.index, entries.len()));
+        }
+    }
+    Arc::new(Tensor::cat(entries.iter().map(|entry| entry.context.clone()).collect(), 0))
 }
 
 /// How many values of a row were not finite after a step, where that was counted.
@@ -212,3 +244,6 @@ pub(super) fn first_non_finite_step(row: &Row, done: usize) -> Option<usize> {
     }
     None
 }
+
+#[cfg(all(test, feature = "cpu"))]
+mod tests;

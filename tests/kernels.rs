@@ -489,7 +489,12 @@ mod on_gpu {
         rounds_weights: bool,
     ) -> Result<On, String> {
         // Set where the device is the software driver's, which runs the kernels of `kernels/` alone.
-        let software = kind == DeviceType::Cuda && std::env::var_os("AQUATINT_CUDA_CAPABILITY").is_some();
+        // Without the feature burn does not name the kind.
+        #[cfg(feature = "cuda")]
+        let cuda = kind == DeviceType::Cuda;
+        #[cfg(not(feature = "cuda"))]
+        let cuda = false;
+        let software = cuda && std::env::var_os("AQUATINT_CUDA_CAPABILITY").is_some();
         let devices = catch_unwind(|| Device::enumerate(kind).into_vec());
         let device = devices.ok().and_then(|devices| devices.into_iter().next()).ok_or(none)?;
         let has = dtypes.iter().take_while(|&&dtype| device.supports_dtype(dtype)).count();

@@ -295,7 +295,7 @@ pub(crate) fn more_workgroups_than_one_direction_takes_reach_every_row(on: &On) 
     const GROUPS: usize = 65_541;
     let affine = Tensor::<1>::ones([GROUPS], (&on.device, DType::F32));
     for pixels in [2, 66] {
-        let sign = |i: usize| if i / GROUPS % 2 == 0 { 1.0 } else { -1.0 };
+        let sign = |i: usize| if (i / GROUPS).is_multiple_of(2) { 1.0 } else { -1.0 };
         let x: Vec<f64> = (0..pixels * GROUPS).map(|i| sign(i) * (1 + i % GROUPS % 5) as f64).collect();
         let map = on.tensor(&x, [1, pixels, 1, GROUPS], DType::F32);
         let y = read(ops::group_norm(map, GROUPS, &affine, &affine, 1.0, Activation::None));
@@ -317,9 +317,11 @@ fn check_parts(x: Tensor<3>, compute: impl Fn(Tensor<3>) -> Tensor<3>, what: &st
     }
 }
 
+type Test = fn(&On);
+
 /// All of them, for a test program that runs by a list.
 #[allow(dead_code, reason = "one of the programs names each test")]
-pub(crate) const TESTS: &[(&str, fn(&On))] = &[
+pub(crate) const TESTS: &[(&str, Test)] = &[
     ("tokens_that_are_not_there_give_none", tokens_that_are_not_there_give_none),
     ("maps_that_are_not_there_give_none", maps_that_are_not_there_give_none),
     ("a_sum_over_nothing_is_zero", a_sum_over_nothing_is_zero),

@@ -463,7 +463,7 @@ mod on_gpu {
     /// Hardware or not.
     #[cfg(feature = "wgpu")]
     fn wgpu(dtypes: &'static [DType]) -> Result<On, String> {
-        open(DeviceType::Wgpu, "no wgpu adapter", dtypes, false)
+        open(DeviceType::Wgpu, "no wgpu adapter", dtypes)
     }
 
     #[cfg(not(feature = "wgpu"))]
@@ -473,7 +473,10 @@ mod on_gpu {
 
     #[cfg(feature = "cuda")]
     fn cuda(dtypes: &'static [DType]) -> Result<On, String> {
-        open(DeviceType::Cuda, "no CUDA device", dtypes, true)
+        // Set where the device is the software driver's, which runs the kernels of `kernels/` alone.
+        let software = std::env::var_os("AQUATINT_CUDA_CAPABILITY").is_some();
+        let on = open(DeviceType::Cuda, "no CUDA device", dtypes)?;
+        Ok(On { rounds_weights: true, generated: !software, ..on })
     }
 
     #[cfg(not(feature = "cuda"))]
@@ -482,19 +485,7 @@ mod on_gpu {
     }
 
     /// The first device of a kind, and those of `dtypes`, f32 first, that it has.
-    fn open(
-        kind: DeviceType,
-        none: &str,
-        dtypes: &'static [DType],
-        rounds_weights: bool,
-    ) -> Result<On, String> {
-        // Set where the device is the software driver's, which runs the kernels of `kernels/` alone.
-        // Without the feature burn does not name the kind.
-        #[cfg(feature = "cuda")]
-        let cuda = kind == DeviceType::Cuda;
-        #[cfg(not(feature = "cuda"))]
-        let cuda = false;
-        let software = cuda && std::env::var_os("AQUATINT_CUDA_CAPABILITY").is_some();
+    fn open(kind: DeviceType, none: &str, dtypes: &'static [DType]) -> Result<On, String> {
         let devices = catch_unwind(|| Device::enumerate(kind).into_vec());
         let device = devices.ok().and_then(|devices| devices.into_iter().next()).ok_or(none)?;
         let has = dtypes.iter().take_while(|&&dtype| device.supports_dtype(dtype)).count();
@@ -503,8 +494,8 @@ mod on_gpu {
             dtypes: &dtypes[..has],
             slack: 4.0,
             sums: Sums::F32,
-            rounds_weights,
-            generated: !software,
+            rounds_weights: false,
+            generated: true,
         })
     }
 

@@ -68,4 +68,4 @@ commit="$(git rev-parse HEAD)$(git diff --quiet HEAD || echo ' with changes')"
 
 packed=$(find "$pack" -type f -printf '%s\n' | awk '{ sum += $1 } END { print sum + 0 }')
 echo "$((packed >> 10)) KiB packed, $((tracked >> 10)) KiB tracked, $(((packed + tracked) * 100 / limit)) % of the limit"
-[ $((packed + tracked)) -le "$limit" ] || { echo "too large: pack fewer programs" >&2 && exit 1; }
+[ ${#run[@]} -gt 0 ] || [ $((packed + tracked)) -le "$limit" ] || { echo "too large: pack fewer programs" >&2 && exit 1; }

@@ -35,9 +35,15 @@ fn matvec(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_ind
     }
     sums[thread] = across(part);
     workgroupBarrier();
-    for (var step = LANES / 2u; step > 0u; step /= 2u) {
-        if lane < step { sums[thread] += sums[thread + step]; }
-        workgroupBarrier();
+    // 32 lanes to 8, and those to one: a barrier costs more than the sums.
+    if lane < 8u {
+        sums[thread] = (sums[thread] + sums[thread + 8u]) + (sums[thread + 16u] + sums[thread + 24u]);
+    }
+    workgroupBarrier();
+    if lane == 0u {
+        let first = (sums[thread] + sums[thread + 1u]) + (sums[thread + 2u] + sums[thread + 3u]);
+        let second = (sums[thread + 4u] + sums[thread + 5u]) + (sums[thread + 6u] + sums[thread + 7u]);
+        sums[thread] = first + second;
     }
     if lane == 0u && column < params.n {
         y[group.y * params.n + column] = elem(finished(sums[thread], group.y, column));

@@ -133,6 +133,11 @@ impl Buffer {
         takes(&tensor.client, target.language).then(|| Self(into_contiguous(*tensor)))
     }
 
+    /// Whether it lies with Mesa's software adapter, which has subgroups where burn opened it.
+    fn on_llvmpipe(&self) -> bool {
+        self.0.client.properties().identity.name.starts_with("llvmpipe")
+    }
+
     /// Not written yet, on the same device.
     pub(crate) fn empty<const D: usize>(&self, shape: [usize; D], dtype: DType) -> Self {
         let handle = self.0.client.empty(shape.iter().product::<usize>() * dtype.size());

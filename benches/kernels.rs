@@ -112,7 +112,7 @@ fn linear(criterion: &mut Criterion, place: &Place) {
 }
 
 /// Side, inputs, outputs.
-const CONV: [[usize; 3]; 7] = [
+const CONV: [[usize; 3]; 9] = [
     [32, 320, 320],
     [64, 128, 128],
     [16, 640, 640],
@@ -120,6 +120,8 @@ const CONV: [[usize; 3]; 7] = [
     [16, 32, 32],
     [8, 96, 96],
     [64, 32, 16],
+    [32, 320, 4],
+    [64, 128, 3],
 ];
 
 const LARGE_CONV: [[usize; 3]; 3] = [[128, 320, 320], [128, 512, 512], [1024, 128, 128]];
@@ -137,6 +139,31 @@ fn conv2d(criterion: &mut Criterion, place: &Place) {
         let kernel = || ops::conv2d(x.clone(), &weight, Some(&bias), &walk);
         let burn = || ops::reference::conv2d(x.clone(), &weight, Some(&bias), &walk, None);
         case.pair(criterion, kernel, burn);
+    }
+}
+
+/// Side before it is doubled, channels.
+const UPSAMPLED: [[usize; 2]; 3] = [[16, 320], [8, 640], [4, 96]];
+
+const LARGE_UPSAMPLED: [[usize; 2]; 2] = [[32, 1280], [64, 640]];
+
+fn upsample_conv2d(criterion: &mut Criterion, place: &Place) {
+    let walk = Conv2d { stride: 1, padding: [1; 4] };
+    for ([side, channels], large) in shapes(&UPSAMPLED, &LARGE_UPSAMPLED) {
+        let operations = 2 * 4 * side * side * 9 * channels * channels;
+        let Some(case) = Case::new(place, &format!("upsample_conv2d {side}² {channels}"), operations, large)
+        else {
+            continue;
+        };
+        let x = case.random([1, side, side, channels]);
+        let (weight, bias) = (case.random([channels, 3, 3, channels]), case.random([channels]));
+        let size = [2 * side; 2];
+        let kernel = || ops::upsample_conv2d(x.clone(), size, &weight, Some(&bias), &walk);
+        let two = || ops::conv2d(ops::upsample_nearest_2x(x.clone()), &weight, Some(&bias), &walk);
+        let upsampled = || ops::reference::upsample_nearest_2x(x.clone());
+        let burn = || ops::reference::conv2d(upsampled(), &weight, Some(&bias), &walk, None);
+        case.pair(criterion, kernel, burn);
+        case.measure(criterion, "two kernels", two);
     }
 }
 
@@ -347,7 +374,7 @@ fn linear_with<'a>(
 
 fn kernels(criterion: &mut Criterion) {
     for place in places() {
-        for measure in [linear, conv2d, attention, maps, tokens, transformer, timesteps] {
+        for measure in [linear, conv2d, upsample_conv2d, attention, maps, tokens, transformer, timesteps] {
             measure(criterion, &place);
         }
     }

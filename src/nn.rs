@@ -151,6 +151,11 @@ impl Conv2d {
         ops::conv2d(x, &self.weight, Some(&self.bias), &self.shape)
     }
 
+    /// Of `x` upsampled by two, nearest neighbour, and cut to `size`.
+    pub(crate) fn forward_upsampled(&self, x: Tensor<4>, size: [usize; 2]) -> Tensor<4> {
+        ops::upsample_conv2d(x, size, &self.weight, Some(&self.bias), &self.shape)
+    }
+
     /// `forward(x) + residual`; the residual may be one vector a picture, `[batch, 1, 1, outputs]`.
     pub(crate) fn forward_add(&self, x: Tensor<4>, residual: Tensor<4>) -> Tensor<4> {
         ops::conv2d_add(x, &self.weight, Some(&self.bias), &self.shape, residual)

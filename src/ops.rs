@@ -217,6 +217,22 @@ pub fn conv2d_add(
     conv::reference(x, weight, bias, conv, Some(residual))
 }
 
+/// [`conv2d`] of `x` upsampled by two, nearest neighbour, and cut to `size`: one launch on wgpu, with the bits of the two.
+///
+/// * `x`: `[batch, height, width, inputs]`; `weight`: `[outputs, kh, kw, inputs]`; `bias`: `[outputs]`
+/// * `size`: height and width of the upsampled map: twice those of `x`, or one less
+/// * returns what [`conv2d`] does of a map of that size
+pub fn upsample_conv2d(
+    x: Tensor<4>,
+    size: [usize; 2],
+    weight: &Tensor<4>,
+    bias: Option<&Tensor<1>>,
+    conv: &Conv2d,
+) -> Tensor<4> {
+    on_gpu!(gpu::conv2d::upsampled(x.clone(), size, weight, bias, conv));
+    conv2d(upsample::cut(upsample_nearest_2x(x), size), weight, bias, conv)
+}
+
 /// `(x - mean) / sqrt(var + eps) * weight + bias` over each picture's channel groups (Wu & He 2018), then
 /// `activation`.
 ///

@@ -93,6 +93,12 @@ mod on_gpu {
         group_norm: [&'static [&'static str]; 2],
         /// A product of one row a picture.
         one_row: &'static str,
+        /// A product that is more than one tile of a GPU wide, on a software adapter.
+        wide: &'static str,
+        /// A convolution to few outputs.
+        few: &'static str,
+        /// Upsampling, then a convolution.
+        upsampled: &'static [&'static str],
         /// gelu, quick_gelu, silu and gelu_tanh.
         activations: [&'static str; 4],
     }
@@ -103,12 +109,18 @@ mod on_gpu {
             &["group_norm_statistics", "group_norm_combine", "group_norm_apply"],
         ],
         one_row: "matvec",
+        wide: "matmul_wide",
+        few: "conv2d_few",
+        upsampled: &["conv2d"],
         activations: ["gelu", "quick_gelu", "silu", "gelu_tanh"],
     };
 
     const CUDA: Names = Names {
         group_norm: [&["group_norm_statistics", "group_norm"]; 2],
         one_row: "matmul",
+        wide: "matmul",
+        few: "conv2d",
+        upsampled: &["upsample_nearest_2x", "conv2d"],
         activations: ["activation"; 4],
     };
 
@@ -131,13 +143,21 @@ mod on_gpu {
             assert_eq!(launches(|| drop(ops::linear(token.clone(), &weight, None))), [names.one_row]);
             let walk = Conv2d { stride: 1, padding: [1; 4] };
             assert_eq!(launches(|| drop(ops::linear(tokens.clone(), &weight, None))), ["matmul"]);
+            let software = on.device.identity().is_some_and(|identity| identity.name.starts_with("llvmpipe"));
+            let wide = dense(on.random([65, 24], dtype, 7, 1.0).0);
+            let found = launches(|| drop(ops::linear(tokens.clone(), &wide, None)));
+            assert_eq!(found, [if software { names.wide } else { "matmul" }]);
             assert_eq!(launches(|| drop(ops::conv2d(map.clone(), &kernel, None, &walk))), ["conv2d"]);
+            let few = dense(kernel.clone().narrow(0, 0, 3));
+            assert_eq!(launches(|| drop(ops::conv2d(map.clone(), &few, None, &walk))), [names.few]);
+            let upsampled = || drop(ops::upsample_conv2d(map.clone(), [6, 10], &kernel, None, &walk));
+            assert_eq!(launches(upsampled), names.upsampled);
             let tile = dense(on.random([1, 128, 64], dtype, 7, 1.0).0);
             let weight = dense(on.random([128, 64], dtype, 8, 1.0).0);
             let [product, convolution] = if hopper::is_hopper(on) && dtype != DType::F32 {
                 ["matmul_sm90", "conv2d_sm90"]
             } else {
-                ["matmul", "conv2d"]
+                [if software { names.wide } else { "matmul" }, "conv2d"]
             };
             assert_eq!(launches(|| drop(ops::linear(tile.clone(), &weight, None))), [product]);
             let (map, kernel) = (tile.reshape([1, 16, 8, 64]), weight.reshape([128, 1, 1, 64]));
@@ -363,6 +383,7 @@ mod on_gpu {
         ("shared_vectors_are_written_whole", shared_vectors_are_written_whole),
         ("linear_matches_its_definition", definitions::linear_matches_its_definition),
         ("conv2d_matches_its_definition", definitions::conv2d_matches_its_definition),
+        ("upsample_conv2d_matches_its_definition", definitions::upsample_conv2d_matches_its_definition),
         (
             "a_vector_a_picture_can_be_added_to_a_convolution",
             definitions::a_vector_a_picture_can_be_added_to_a_convolution,

@@ -42,6 +42,11 @@ fn conv2d_matches_its_definition() {
 }
 
 #[test]
+fn upsample_conv2d_matches_its_definition() {
+    definitions::upsample_conv2d_matches_its_definition(&cpu());
+}
+
+#[test]
 fn a_vector_a_picture_can_be_added_to_a_convolution() {
     definitions::a_vector_a_picture_can_be_added_to_a_convolution(&cpu());
 }

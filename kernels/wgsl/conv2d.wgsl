@@ -1,6 +1,6 @@
 // y = cross-correlation(x, w) + bias + residual, channels last
 //
-// x: [batch, height, width, inputs]; w: [outputs, kh, kw, inputs]; bias: [outputs];
+// x: [batch, height, width, inputs], or that before upsampling; w: [outputs, kh, kw, inputs]; bias: [outputs];
 // y: [batch, out_height, out_width, outputs]; residual: y's shape or [batch, outputs]; all contiguous, f32 or f16;
 // sums in f32, each over ky, kx, input in ascending order from zero, a pixel of the padding adding +0: an output
 // pixel's bits depend on the pixels under its kernel alone
@@ -38,10 +38,18 @@ struct Params {
     bias: u32,
     // 0 none, 1 of y's shape, 2 one vector a picture.
     residual: u32,
+    // 1 where x is a map before it is upsampled by two, nearest neighbour: height and width, which may be one less than
+    // twice x's, are of the upsampled map, whose pixel (i, j) is (i / 2, j / 2) of x.
+    doubled: u32,
 }
 
 @group(0) @binding(4) var<storage, read_write> y: array<elem>;
 @group(0) @binding(5) var<uniform> params: Params;
+
+// `size` of the map that is walked over, in x.
+fn stored(size: u32) -> u32 {
+    return (size + params.doubled) >> params.doubled;
+}
 
 // The upper left corner of an output pixel's patch.
 struct Corner {
@@ -58,7 +66,7 @@ fn corner(row: u32) -> Corner {
     let line = r / params.out_width;
     let picture = line / params.out_height;
     return Corner(
-        picture * params.height * params.width * params.inputs,
+        picture * stored(params.height) * stored(params.width) * params.inputs,
         (line - picture * params.out_height) * params.stride,
         (r - line * params.out_width) * params.stride,
     );
@@ -75,7 +83,7 @@ fn pixel(p: Corner, ky: u32, kx: u32) -> Pixel {
     let iy = p.y + ky - params.top;
     let ix = p.x + kx - params.left;
     return Pixel(
-        p.picture + (iy * params.width + ix) * params.inputs,
+        p.picture + ((iy >> params.doubled) * stored(params.width) + (ix >> params.doubled)) * params.inputs,
         iy < params.height && ix < params.width,
     );
 }
@@ -128,25 +136,30 @@ fn load_x(p: Corner, c: Column, k: u32) -> vec4<f32> {
     return v;
 }
 
+// Writes one output with what is added to it.
+fn finish(row: u32, col: u32, sum: f32) {
+    var v = sum;
+    if params.bias == 1u {
+        v += f32(bias[col]);
+    }
+    let e = row * params.outputs + col;
+    if params.residual == 1u {
+        v += f32(residual[e]);
+    }
+    if params.residual == 2u {
+        let picture = row / (params.out_height * params.out_width);
+        v += f32(residual[picture * params.outputs + col]);
+    }
+    y[e] = elem(v);
+}
+
 // Writes the 64 pixels × 32 outputs that lie in `slab`, side by side.
 fn flush(row0: u32, col0: u32, thread: u32) {
     for (var i = thread; i < TILE * TILE / 2u; i += 64u) {
         let row = row0 + i / 32u;
         let col = col0 + i % 32u;
         if row < params.rows && col < params.outputs {
-            var v = slab[i / 4u][i % 4u];
-            if params.bias == 1u {
-                v += f32(bias[col]);
-            }
-            let e = row * params.outputs + col;
-            if params.residual == 1u {
-                v += f32(residual[e]);
-            }
-            if params.residual == 2u {
-                let picture = row / (params.out_height * params.out_width);
-                v += f32(residual[picture * params.outputs + col]);
-            }
-            y[e] = elem(v);
+            finish(row, col, slab[i / 4u][i % 4u]);
         }
     }
 }

@@ -98,16 +98,7 @@ impl Upsample {
     /// To `size` (height, width), which is twice the input's or one less: the skip connection that
     /// it meets may have had an odd side, and nearest neighbour to an odd side is the doubled map cut.
     pub(crate) fn forward(&self, x: Tensor<4>, size: Option<[usize; 2]>) -> Tensor<4> {
-        let mut doubled = ops::upsample_nearest_2x(x);
-        if let Some([height, width]) = size {
-            let [_, full_height, full_width, _] = doubled.dims();
-            if height != full_height {
-                doubled = doubled.narrow(1, 0, height);
-            }
-            if width != full_width {
-                doubled = doubled.narrow(2, 0, width);
-            }
-        }
-        self.0.forward(doubled)
+        let [_, height, width, _] = x.dims();
+        self.0.forward_upsampled(x, size.unwrap_or([2 * height, 2 * width]))
     }
 }

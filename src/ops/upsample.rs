@@ -15,6 +15,13 @@ pub fn reference(x: Tensor<4>) -> Tensor<4> {
         .reshape([batch, 2 * height, 2 * width, channels])
 }
 
+/// The first rows and columns of a map, as many as `size` says.
+pub(crate) fn cut(x: Tensor<4>, [height, width]: [usize; 2]) -> Tensor<4> {
+    let [_, full_height, full_width, _] = x.dims();
+    let x = if height == full_height { x } else { x.narrow(1, 0, height) };
+    if width == full_width { x } else { x.narrow(2, 0, width) }
+}
+
 /// Copies, in the tensor's own dtype.
 #[cfg(feature = "cpu")]
 pub(crate) fn cpu(x: Tensor<4>) -> Tensor<4> {

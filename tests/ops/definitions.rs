@@ -201,6 +201,8 @@ pub(crate) fn linear_matches_its_definition(on: &On) {
         (1, 13, 33, 31),
         (3, 25, 320, 65),
         (1, 97, 641, 48),
+        (1, 131, 69, 259),
+        (3, 7, 36, 132),
         (2, 50, 1283, 33),
         (2, 131, 72, 136),
     ];
@@ -231,6 +233,8 @@ pub(crate) fn conv2d_matches_its_definition(on: &On) {
         ([2, 8, 9, 16], [16, 3, 3, 16], 2, [0, 1, 0, 1]),
         ([2, 6, 5, 20], [33, 1, 1, 20], 1, [0; 4]),
         ([1, 7, 11, 4], [5, 5, 2, 4], 3, [2, 1, 0, 3]),
+        ([2, 9, 8, 36], [23, 3, 3, 36], 1, even),
+        ([1, 12, 11, 44], [3, 3, 3, 44], 1, even),
         ([1, 4, 4, 130], [64, 3, 3, 130], 1, even),
         ([2, 12, 11, 64], [136, 3, 3, 64], 1, even),
     ];
@@ -254,6 +258,44 @@ pub(crate) fn conv2d_matches_its_definition(on: &On) {
             let y = ops::conv2d_add(x, &weight, Some(&bias), &walk, residual);
             expected.iter_mut().zip(r).for_each(|(expected, r)| expected.add(r));
             on.assert_close(y, &expected, 2e-6, &what);
+        }
+    }
+}
+
+pub(crate) fn upsample_conv2d_matches_its_definition(on: &On) {
+    let cases = [
+        ([1, 1, 1, 1], [2, 2], 1, 3),
+        ([2, 3, 5, 7], [6, 10], 33, 3),
+        ([2, 4, 3, 20], [7, 6], 3, 3),
+        ([1, 5, 6, 24], [10, 11], 40, 3),
+        ([3, 4, 4, 16], [7, 7], 70, 1),
+    ];
+    for &dtype in on.dtypes {
+        for (shape, size, outputs, kernel) in cases {
+            let ([batch, height, width, channels], [rows, columns]) = (shape, size);
+            let (x, x_values) = on.random(shape, dtype, 33, outlier(dtype));
+            let (weight, w) = on.random([outputs, kernel, kernel, channels], dtype, 34, 1.0);
+            let (bias, b) = on.random([outputs], dtype, 35, 1.0);
+            let mut upsampled = Vec::new();
+            for picture in 0..batch {
+                for (i, j) in (0..rows).flat_map(|i| (0..columns).map(move |j| (i / 2, j / 2))) {
+                    let start = ((picture * height + i) * width + j) * channels;
+                    upsampled.extend_from_slice(&x_values[start..start + channels]);
+                }
+            }
+            let conv = host::Conv {
+                x: [batch, rows, columns, channels],
+                weight: [outputs, kernel, kernel, channels],
+                stride: 1,
+                padding: [kernel / 2; 4],
+            };
+            let walk = Conv2d { stride: 1, padding: [kernel / 2; 4] };
+            let what = format!("upsample_conv2d {shape:?} to {size:?}, {outputs} outputs");
+            let y = ops::upsample_conv2d(x.clone(), size, &weight, Some(&bias), &walk);
+            assert_eq!(y.dims(), conv.output(), "{what}");
+            on.assert_close(y.clone(), &conv.compute(&upsampled, &w, &b), 2e-6, &what);
+            let map = ops::upsample_nearest_2x(x).narrow(1, 0, rows).narrow(2, 0, columns);
+            assert_eq!(bits(y), bits(ops::conv2d(map, &weight, Some(&bias), &walk)), "{what}");
         }
     }
 }
@@ -475,19 +517,21 @@ pub(crate) fn a_view_gives_the_bits_of_its_copy(on: &On) {
 
 pub(crate) fn a_row_has_the_same_bits_in_any_batch(on: &On) {
     for &dtype in on.dtypes {
-        let all = [(1, 320, 1280), (5, 33, 70), (16, 700, 96), (77, 128, 33)];
+        let all = [(1, 320, 1280), (5, 33, 70), (16, 700, 96), (77, 128, 33), (6, 68, 132)];
         for &(tokens, k, n) in on.cases(&all, &[(1, 64, 130), (5, 33, 70)]) {
             let (x, _) = on.random([16, tokens, k], dtype, 27, 100.0);
             let (weight, _) = on.random([n, k], dtype, 28, 1.0);
             let (bias, _) = on.random([n], dtype, 29, 1.0);
             assert_rows_independent(on, x, |x| ops::linear(x, &weight, Some(&bias)), "linear");
         }
-        let all = [(4, 128, 64, 1), (7, 20, 33, 1), (16, 4, 32, 2), (8, 64, 16, 1)];
+        let all = [(4, 128, 64, 1), (7, 20, 33, 1), (16, 4, 32, 2), (8, 64, 16, 1), (9, 36, 3, 1)];
         for &(size, channels, n, stride) in on.cases(&all, &[(4, 16, 64, 1), (7, 20, 33, 2)]) {
             let (x, _) = on.random([16, size, size, channels], dtype, 30, 100.0);
             let (weight, _) = on.random([n, 3, 3, channels], dtype, 31, 1.0);
             let walk = Conv2d { stride, padding: [1; 4] };
-            assert_rows_independent(on, x, |x| ops::conv2d(x, &weight, None, &walk), "conv2d");
+            assert_rows_independent(on, x.clone(), |x| ops::conv2d(x, &weight, None, &walk), "conv2d");
+            let upsampled = |x| ops::upsample_conv2d(x, [2 * size - 1, 2 * size], &weight, None, &walk);
+            assert_rows_independent(on, x, upsampled, "upsample_conv2d");
         }
         let (x, _) = on.random([16, 9, 9, 48], dtype, 32, 100.0);
         let (affine, _) = on.random([48], dtype, 33, 1.0);

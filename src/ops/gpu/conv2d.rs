@@ -1,10 +1,10 @@
 //! The convolution, a matrix product over the pixels under the kernel.
 
-use burn::tensor::{DType, Tensor};
+use burn::tensor::Tensor;
 
 use super::hopper::{Hopper, Pixels, Ring, TILE_ROWS, TensorMap};
 use super::matmul::tiles;
-use super::plan::{Language, Plan, Source, Target, source, word};
+use super::plan::{Language, Plan, Source, THREADS, Target, source, word};
 use super::{Buffer, in_parts, joined};
 use crate::ops::Conv2d;
 
@@ -13,8 +13,9 @@ const CUDA: Source = source!("cuda/common.cuh", "cuda/mma.cuh", "cuda/gemm.cuh",
 const SM90: Source =
     source!("cuda/common.cuh", "cuda/wgmma.cuh", "cuda/gemm_sm90.cuh", "cuda/conv2d_sm90.cu");
 
-/// Fewer outputs than this leave most of a WGSL tile idle. In f32 burn's own is then as exact and faster; in f16 it
-/// rounds before bias and residual. On CUDA burn chooses its own by timing, and in f32 perhaps one of fewer digits.
+const FEW_WGSL: Source = source!("wgsl/gemm.wgsl", "wgsl/conv2d.wgsl", "wgsl/conv2d_few.wgsl");
+
+/// Fewer outputs than this leave most of a WGSL tile of 64 idle.
 const LEAST_OUTPUTS: usize = 24;
 
 /// What is added to a convolution's outputs.
@@ -48,7 +49,7 @@ impl Convolution {
         [batch, height, width, outputs]
     }
 
-    /// `None` for empty sizes, and on WGSL for few outputs in f32.
+    /// `None` for empty sizes.
     pub(crate) fn plan(&self, target: Target) -> Option<Plan> {
         let [batch, height, width, inputs] = self.x;
         let [outputs, kernel_height, kernel_width, _] = self.weight;
@@ -69,9 +70,6 @@ impl Convolution {
         let (constants, grid) = tiles(target, rows, pixels, outputs, inputs)?;
         let (source, sizes) = match target.language {
             Language::Wgsl => {
-                if outputs < LEAST_OUTPUTS && target.elem == DType::F32 {
-                    return None;
-                }
                 let counts = [batch * height * width * inputs, outputs * inner, rows * outputs];
                 counts.into_iter().try_for_each(|count| word(count).map(drop))?;
                 let sizes = [rows, height, width, inputs, out_height, out_width, outputs];
@@ -85,7 +83,31 @@ impl Convolution {
             }
         };
         let params = sizes.map(word).collect::<Option<_>>()?;
-        Some(Plan { target, source, entry: "conv2d", constants, maps: Vec::new(), params, grid })
+        let plan = Plan { target, source, entry: "conv2d", constants, maps: Vec::new(), params, grid };
+        match target.language {
+            Language::Wgsl => self.on_wgsl(plan),
+            Language::Cuda => Some(plan),
+        }
+    }
+
+    /// `plan` by the kernel for so many outputs.
+    fn on_wgsl(&self, mut plan: Plan) -> Option<Plan> {
+        // Not upsampled.
+        plan.params.push(0);
+        let [outputs, ..] = self.weight;
+        let [_, y, z] = plan.grid.blocks;
+        if outputs >= LEAST_OUTPUTS {
+            return Some(plan);
+        }
+        let grid = plan.target.grid([outputs.div_ceil(4), y as usize, z as usize], THREADS)?;
+        Some(Plan { source: FEW_WGSL, entry: "conv2d_few", grid, ..plan })
+    }
+
+    /// Over a map of `x`'s shape of which only what [`upsample`](super::upsample) makes it of is there. `None` on CUDA.
+    fn plan_upsampled(&self, target: Target) -> Option<Plan> {
+        let mut plan = self.plan(target).filter(|_| target.language == Language::Wgsl)?;
+        *plan.params.last_mut()? = 1;
+        Some(plan)
     }
 
     /// How TMA finds the pixels of one picture under the kernel; `None` where `conv2d_sm90` does not reach them.
@@ -173,6 +195,35 @@ pub(crate) fn conv2d(
         let y = x.empty([part.pictures, out_height, out_width, outputs], target.elem);
         let other = || call(part.pictures).plan(target.without_hopper());
         plan.launch_or(other, &[&x, &weight, &bias, &residual], &[&y])?;
+        y.tensor()
+    })?)
+}
+
+/// Over `x` upsampled by two and cut to `[height, width]`; `None` where no kernel does that in one launch.
+pub(crate) fn upsampled(
+    x: Tensor<4>,
+    [height, width]: [usize; 2],
+    weight: &Tensor<4>,
+    bias: Option<&Tensor<1>>,
+    conv: &Conv2d,
+) -> Option<Tensor<4>> {
+    let target = Target::of(&x)?;
+    let [batch, _, _, channels] = x.dims();
+    let call = Convolution {
+        x: [batch, height, width, channels],
+        weight: weight.dims(),
+        conv: *conv,
+        bias: bias.is_some(),
+        added: Added::Nothing,
+    };
+    let call = |batch| Convolution { x: [batch, height, width, channels], ..call };
+    let plan = |batch| call(batch).plan_upsampled(target);
+    joined(in_parts(batch, plan, |plan, part| {
+        let (x, weight) = (Buffer::of(part.of(&x), target)?, Buffer::of(weight.clone(), target)?);
+        // What params turn off is bound and never read.
+        let bias = bias.map_or_else(|| Some(x.clone()), |bias| Buffer::of(bias.clone(), target))?;
+        let y = x.empty(call(part.pictures).shape(), target.elem);
+        plan.launch(&[&x, &weight, &bias, &x], &[&y])?;
         y.tensor()
     })?)
 }

@@ -1,4 +1,4 @@
-// conv2d.wgsl for few outputs, of which its tile would be mostly empty
+// conv2d.wgsl for few outputs, of which its tile would be half empty or more
 //
 // sums in f32, each of four partial ones: the first over the columns (ky, kx, input) with column / 4 % 4 = 0 in ascending
 // order, and so on, then added in that order. A pixel's bits depend on the pixels under its kernel alone.

@@ -15,8 +15,8 @@ const SM90: Source =
 
 const FEW_WGSL: Source = source!("wgsl/gemm.wgsl", "wgsl/conv2d.wgsl", "wgsl/conv2d_few.wgsl");
 
-/// Fewer outputs than this leave most of a WGSL tile of 64 idle.
-const LEAST_OUTPUTS: usize = 24;
+/// Fewer outputs than this leave half of a WGSL tile of 64 idle.
+const LEAST_OUTPUTS: usize = 33;
 
 /// What is added to a convolution's outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,7 +1,7 @@
 //! Where operations end on every backend: no element at all, a single one, values that are infinite or not a number, and
 //! batches of more pictures than a launch takes.
 
-use aquatint::ops::{self, Activation, Conv2d, DenoiseRow, Estimate, Gelu, Mask, Slot, Source};
+use aquatint::ops::{self, Activation, Conv2d, DenoiseRow, Estimate, Gelu, Mask, Sinusoids, Slot, Source};
 use burn::tensor::{DType, Tensor};
 
 use crate::definitions::{On, bits, read};
@@ -84,9 +84,9 @@ pub(crate) fn maps_that_are_not_there_give_none(on: &On) {
         }
         let y = ops::conv2d(ones([2, 5, 4, 8]), &on.tensor(&[], [0, 3, 3, 8], dtype), None, &walk);
         assert_empty(y, [2, 5, 4, 0], dtype, "no outputs");
-        let embedded = ops::timestep_embedding(&[], 8, true, 0.0, &on.device, dtype);
+        let embedded = ops::timestep_embedding(&[], &Sinusoids::new(8, true, 0.0, &on.device), dtype);
         assert_empty(embedded, [0, 8], dtype, "no timesteps");
-        let embedded = ops::timestep_embedding(&[1.0, 2.0], 0, true, 0.0, &on.device, dtype);
+        let embedded = ops::timestep_embedding(&[1.0, 2.0], &Sinusoids::new(0, true, 0.0, &on.device), dtype);
         assert_empty(embedded, [2, 0], dtype, "no channels");
     }
     let predictions = Tensor::<4>::ones([1, 4, 2, 2], (&on.device, DType::F32));

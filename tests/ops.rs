@@ -12,6 +12,8 @@ mod denoise;
 mod embedding;
 #[path = "ops/host.rs"]
 mod host;
+#[path = "ops/rows.rs"]
+mod rows;
 #[path = "ops/transformer.rs"]
 mod transformer;
 
@@ -93,12 +95,12 @@ fn upsampling_repeats_every_pixel() {
 
 #[test]
 fn a_view_gives_the_bits_of_its_copy() {
-    definitions::a_view_gives_the_bits_of_its_copy(&cpu());
+    rows::a_view_gives_the_bits_of_its_copy(&cpu());
 }
 
 #[test]
 fn a_row_has_the_same_bits_in_any_batch() {
-    definitions::a_row_has_the_same_bits_in_any_batch(&cpu());
+    rows::a_row_has_the_same_bits_in_any_batch(&cpu());
 }
 
 #[test]

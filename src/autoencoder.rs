@@ -203,7 +203,8 @@ impl Autoencoder {
         (width as u64).saturating_mul(height as u64).saturating_mul(channels.max(3) as u64)
     }
 
-    fn dtype(&self) -> burn::tensor::DType {
+    /// Of its weights, and of what it computes.
+    pub(crate) fn dtype(&self) -> burn::tensor::DType {
         self.decoder.conv_in.dtype()
     }
 

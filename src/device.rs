@@ -22,7 +22,8 @@ pub enum DeviceChoice {
     /// The CUDA device with this index.
     Cuda(usize),
     /// A device that the application already has, such as one that shares its wgpu handles
-    /// (`burn::tensor::Device::wgpu_options().setup(..).init()`).
+    /// (`burn::tensor::Device::wgpu_options().setup(..).init()`). On Mesa's software adapter it needs wgpu's feature
+    /// `SUBGROUP` where it has more than the 16 KiB of workgroup memory that wgpu asks for by default.
     Existing(BurnDevice),
 }
 

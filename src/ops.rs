@@ -177,7 +177,8 @@ pub fn linear_add(
 }
 
 /// `residual + gate * activation(x · weightᵀ + bias)`, of which the [`Epilogue`] may leave out each part: what follows
-/// the product is computed in f32 and rounded once. Where no kernel runs, burn rounds its product before that.
+/// the product is computed in f32 and rounded once. Where no kernel runs, burn rounds its product before that and, without
+/// activation and gate, each sum after it.
 ///
 /// * `x`: `[batch, tokens, inputs]`; `weight`: `[outputs, inputs]`
 /// * returns `[batch, tokens, outputs]`
@@ -221,6 +222,7 @@ pub fn conv2d_add(
 ///
 /// * `x`: `[batch, height, width, inputs]`; `weight`: `[outputs, kh, kw, inputs]`; `bias`: `[outputs]`
 /// * `size`: height and width of the upsampled map: twice those of `x`, or one less
+/// * every size but the batch's and the outputs' is at least 1
 /// * returns what [`conv2d`] does of a map of that size
 pub fn upsample_conv2d(
     x: Tensor<4>,
@@ -229,6 +231,9 @@ pub fn upsample_conv2d(
     bias: Option<&Tensor<1>>,
     conv: &Conv2d,
 ) -> Tensor<4> {
+    let [batch, _, _, inputs] = x.dims();
+    let [height, width] = size;
+    unless_empty!(x, conv.shape([batch, height, width, inputs], weight.dims()));
     on_gpu!(gpu::conv2d::upsampled(x.clone(), size, weight, bias, conv));
     conv2d(upsample::cut(upsample_nearest_2x(x), size), weight, bias, conv)
 }
@@ -402,8 +407,8 @@ pub fn upsample_nearest_2x(x: Tensor<4>) -> Tensor<4> {
 /// et al. 2020, after Vaswani et al. 2017). A GPU's kernel takes the timesteps with its launch; elsewhere the host computes
 /// the values and uploads them.
 ///
-/// * `timesteps`: one a row, below 2^23 in size
-/// * returns `[timesteps, channels]` on the device of `sinusoids`
+/// * `timesteps`: one a row; their product with each frequency is below 2^23 in size
+/// * returns `[timesteps, channels]` in `dtype` on the device of `sinusoids`
 pub fn timestep_embedding(timesteps: &[f32], sinusoids: &Sinusoids, dtype: DType) -> Tensor<2> {
     on_gpu!(gpu::embedding::timestep_embedding(timesteps, sinusoids, dtype));
     embedding::reference(timesteps, sinusoids, dtype)

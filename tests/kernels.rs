@@ -144,6 +144,10 @@ mod on_gpu {
         ("geglu_gates_the_first_half_by_the_second", definitions::geglu_gates_the_first_half_by_the_second),
         ("upsampling_repeats_every_pixel", definitions::upsampling_repeats_every_pixel),
         ("a_view_gives_the_bits_of_its_copy", rows::a_view_gives_the_bits_of_its_copy),
+        (
+            "an_output_has_the_same_bits_beside_any_others",
+            launches::an_output_has_the_same_bits_beside_any_others,
+        ),
         ("a_row_has_the_same_bits_in_any_batch", rows::a_row_has_the_same_bits_in_any_batch),
         ("a_step_matches_its_definition", denoise::a_step_matches_its_definition),
         (
@@ -203,6 +207,7 @@ mod on_gpu {
         "a_batch_of_four_takes_few_launches_beside_the_network",
         "a_job_of_many_pictures_ends_its_step_in_several_launches",
         "a_view_gives_the_bits_of_its_copy",
+        "an_output_has_the_same_bits_beside_any_others",
         "a_transformers_view_gives_the_bits_of_its_copy",
     ];
 

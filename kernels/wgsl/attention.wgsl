@@ -11,7 +11,7 @@
 // Workgroup memory: the scores, 8 KiB, and three numbers a query; at most 8.8 KiB
 // launch: (ceil(queries / QUERIES), heads, batch)
 // limits: D a multiple of 8, at most 512; queries, keys, heads and batch at least 1, heads and batch at
-// most 65535; every tensor below 2^32 elements
+// most 65535; every tensor below 2^31 elements
 //
 // constants:
 //   WIDTH    4

@@ -9,7 +9,7 @@
 // that a thread reads four pixels at once; 8.5 KiB. The pixels of all pictures are one list of rows, so that small
 // maps fill a tile.
 // launch: (ceil(outputs / 64), gy, gz), with gy · gz at least ceil(batch · out_height · out_width / 64)
-// limits: every size at least 1; every tensor below 2^32 elements
+// limits: every size at least 1; every tensor below 2^31 elements
 //
 // parts: gemm.wgsl, this file
 // constants:

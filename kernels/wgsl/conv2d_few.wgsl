@@ -3,7 +3,7 @@
 // sums in f32, each of four partial ones: the first over the columns (ky, kx, input) with column / 4 % 4 = 0 in ascending
 // order, and so on, then added in that order. A pixel's bits depend on the pixels under its kernel alone.
 // tile: one workgroup of 64 threads makes 64 pixels × 4 outputs; four neighbours share 4 pixels × 4 outputs and read four
-// columns each, side by side; 4 KiB of workgroup memory, for their sums
+// columns each, side by side; 4 KiB of workgroup memory for their sums, of the 8.5 that gemm.wgsl has
 // launch: (ceil(outputs / 4), gy, gz), with gy · gz at least ceil(batch · out_height · out_width / 64)
 //
 // parts: those of conv2d.wgsl, this file; constants, bindings, limits, reference and test: see there

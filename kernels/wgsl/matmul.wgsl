@@ -6,7 +6,7 @@
 // tile: one workgroup of 64 threads an output tile of 64×64, 8×8 a thread; k goes through workgroup memory in
 // slabs of 16, transposed there so that a thread reads four rows at once; 8.5 KiB
 // launch: (ceil(n / 64), gy, gz), with gy · gz at least ceil(m / 64)
-// limits: m, n, k at least 1; every tensor below 2^32 elements
+// limits: m, n, k at least 1; every tensor below 2^31 elements
 //
 // parts: gelu.wgsl, epilogue.wgsl, gemm.wgsl, this file
 // constants:

@@ -147,7 +147,7 @@ impl Served {
                 shape: (u64::from(width) << 48) | (u64::from(height) << 32) | tokens as u64,
             },
             rows,
-            max_rows: u32::try_from(self.pipeline.max_batch()).unwrap_or(u32::MAX),
+            max_rows: u32::try_from(self.pipeline.rows_a_launch(width, height)).unwrap_or(u32::MAX),
             steps,
             memory: needs.memory,
             bytes: needs.bytes,

@@ -133,9 +133,12 @@ impl Buffer {
         takes(&tensor.client, target.language).then(|| Self(into_contiguous(*tensor)))
     }
 
-    /// Whether it lies with Mesa's software adapter, which has subgroups where burn opened it.
-    fn on_llvmpipe(&self) -> bool {
-        self.0.client.properties().identity.name.starts_with("llvmpipe")
+    /// Whether it lies with Mesa's software adapter, which has subgroups where burn opened it, and there is so much
+    /// workgroup memory.
+    fn on_llvmpipe_with(&self, bytes: usize) -> bool {
+        let properties = self.0.client.properties();
+        properties.identity.name.starts_with("llvmpipe")
+            && properties.hardware.max_shared_memory_size >= bytes
     }
 
     /// Not written yet, on the same device.

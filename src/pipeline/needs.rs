@@ -1,5 +1,7 @@
 //! What a request needs, said before anything is computed.
 
+use burn::tensor::DType;
+
 use super::saving::{self, Resume};
 use super::{Pipeline, memory};
 use crate::device::DeviceKind;
@@ -113,19 +115,26 @@ impl Pipeline {
         let room = self
             .available_memory()
             .map_or(usize::MAX, |bytes| usize::try_from(bytes / one).unwrap_or(usize::MAX));
-        let widest = self.0.model.autoencoder.widest_values(width as usize, height as usize);
-        jobs.min(self.0.max_batch).min(room).min(self.rows_of(widest)).max(1)
+        let autoencoder = &self.0.model.autoencoder;
+        let widest = autoencoder.widest_values(width as usize, height as usize);
+        jobs.min(self.0.max_batch).min(room).min(self.rows_of(widest, autoencoder.dtype())).max(1)
     }
 
     /// Rows of latents of one size that share a launch of the denoiser.
     pub(super) fn denoiser_rows(&self, width: usize, height: usize) -> usize {
         let widest = self.0.model.denoiser.widest_values(width, height);
-        self.0.max_batch.min(self.rows_of(widest)).max(1)
+        self.0.max_batch.min(self.rows_of(widest, self.0.target.dtype)).max(1)
+    }
+
+    /// Rows of pictures of one size, in pixels, that share a launch of the denoiser.
+    pub(crate) fn rows_a_launch(&self, width: u32, height: u32) -> usize {
+        let factor = self.0.model.autoencoder.config().factor();
+        self.denoiser_rows(width as usize / factor, height as usize / factor)
     }
 
     /// Rows whose tensors of so many values each the device holds in one.
-    fn rows_of(&self, values: u64) -> usize {
-        let one = values.saturating_mul(self.0.target.dtype.size() as u64).max(1);
+    fn rows_of(&self, values: u64, dtype: DType) -> usize {
+        let one = values.saturating_mul(dtype.size() as u64).max(1);
         let fit = |most: u64| usize::try_from(most / one).unwrap_or(usize::MAX);
         self.0.largest_tensor.map_or(usize::MAX, fit)
     }

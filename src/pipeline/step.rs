@@ -99,6 +99,10 @@ impl Pipeline {
         rows.iter().try_for_each(|row| self.check_row(row, job.index + 1, None))?;
         job.rows = rows;
         job.index += 1;
+        if job.is_done() {
+            // No launch follows that would take them.
+            job.rows.iter_mut().for_each(|row| row.placed.clear());
+        }
         Ok(())
     }
 
@@ -193,11 +197,14 @@ impl Pipeline {
         }
         let total = row.latents.dims().iter().product();
         let hint = if self.0.target.kind == DeviceKind::Cpu { "" } else { "; a higher precision may help" };
-        Err(Error::NonFinite { stage: Stage::Denoise, count, total, step: Some(step), hint })
+        // What a saved job held may have been so before.
+        let step = (row.counted.len() > 1 || step == 1).then_some(step);
+        Err(Error::NonFinite { stage: Stage::Denoise, count, total, step, hint })
     }
 }
 
-/// The text states of a launch: those of the last one, or a part of them, where all of its rows stood there side by side.
+/// The text states of a launch: those of the last one, or a part of them, where all of its rows stood there side by side. A
+/// part keeps the whole on the device, which is no more than one launch's.
 fn context(entries: &[Entry]) -> Arc<Tensor<3>> {
     if let Some(first) = entries.first().and_then(|entry| entry.placed) {
         let stays = |(index, entry): (usize, &Entry)| {
@@ -239,7 +246,8 @@ pub(super) fn first_non_finite_step(row: &Row, done: usize) -> Option<usize> {
     let first = (done + 1).checked_sub(row.counted.len())?;
     for (step, counted) in (first..).zip(&row.counted) {
         if read_count(counted, &mut counts).ok()?? > 0 {
-            return Some(step);
+            // What a saved job held may have been so before.
+            return (step > first || first == 1).then_some(step);
         }
     }
     None

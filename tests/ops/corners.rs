@@ -1,7 +1,10 @@
 //! Where operations end on every backend: no element at all, a single one, values that are infinite or not a number, and
 //! batches of more pictures than a launch takes.
 
-use aquatint::ops::{self, Activation, Conv2d, DenoiseRow, Estimate, Gelu, Mask, Sinusoids, Slot, Source};
+use aquatint::ops::{
+    self, Activation, Conv2d, DenoiseRow, Epilogue, Estimate, Gelu, Mask, Nonlinearity, Sinusoids, Slot,
+    Source,
+};
 use burn::tensor::{DType, Tensor};
 
 use crate::definitions::{On, bits, read};
@@ -75,6 +78,8 @@ pub(crate) fn maps_that_are_not_there_give_none(on: &On) {
             let what = format!("{outputs} outputs");
             let x = || on.tensor(&[], [0, 5, 4, 8], dtype);
             let weight = ones([outputs, 3, 3, 8]);
+            let y = ops::upsample_conv2d(x(), [10, 7], &weight, None, &walk);
+            assert_empty(y, [0, 10, 7, outputs], dtype, &what);
             let y = ops::conv2d(x(), &weight, None, &walk);
             assert_empty(y, [0, 5, 4, outputs], dtype, &what);
             for residual in [[0, 5, 4, outputs], [0, 1, 1, outputs]] {
@@ -197,6 +202,7 @@ pub(crate) fn activations_keep_what_is_not_finite(on: &On) {
             check(ops::gelu(tensor()), "gelu");
             check(ops::quick_gelu(tensor()), "quick_gelu");
             check(ops::silu(tensor()), "silu");
+            check(ops::activate(tensor(), Nonlinearity::Gelu(Gelu::Tanh)), "gelu_tanh");
             let zeros = Tensor::<1>::zeros([width], (&on.device, dtype));
             check(ops::bias_gelu(tensor(), &zeros, Gelu::Exact), "bias_gelu");
             check(ops::bias_gelu(tensor(), &zeros, Gelu::Tanh), "bias_gelu_tanh");
@@ -204,6 +210,26 @@ pub(crate) fn activations_keep_what_is_not_finite(on: &On) {
             let gated = || Tensor::cat(vec![Tensor::ones_like(&tensor()), tensor()], 2);
             check(ops::geglu(gated()), "geglu");
             check(ops::swiglu(gated()), "swiglu");
+        }
+        let values: Vec<f64> = ends().map(|(x, _)| x).collect();
+        let one = on.tensor(&[1.0], [1, 1], dtype);
+        // Many rows of one picture, and one row of many.
+        for shape in [[1, values.len(), 1], [values.len(), 1, 1]] {
+            for activation in [
+                Nonlinearity::Gelu(Gelu::Exact),
+                Nonlinearity::Gelu(Gelu::Tanh),
+                Nonlinearity::QuickGelu,
+                Nonlinearity::Silu,
+            ] {
+                let epilogue = Epilogue { activation: Some(activation), ..Epilogue::default() };
+                let y = read(ops::linear_with(on.tensor(&values, shape, dtype), &one, epilogue));
+                for ((x, expected), y) in ends().zip(y) {
+                    let same = y.is_nan() && expected.is_nan()
+                        || (y - expected).abs() <= 1e-2 * expected.abs()
+                        || y == expected;
+                    assert!(same, "{activation:?} behind a product, {dtype:?}: {y} for {x}");
+                }
+            }
         }
         if dtype != DType::F16 {
             // The gate closes before its value could overflow with it.
@@ -263,6 +289,13 @@ pub(crate) fn batches_of_more_pictures_than_a_launch_takes_have_the_bits_of_smal
         let (weight, _) = on.random([3, 8], dtype, 209, 1.0);
         let (affine, _) = on.random([8], dtype, 210, 1.0);
         check_parts(x.clone(), |x| ops::linear(x, &weight, None), "linear");
+        let (square, _) = on.random([8, 8], dtype, 211, 1.0);
+        let gated = |x: Tensor<3>| {
+            let gate = x.clone().reshape([x.dims()[0], 8]);
+            let epilogue = Epilogue { gate: Some(&gate), residual: Some(x.clone()), ..Epilogue::default() };
+            ops::linear_with(x, &square, epilogue)
+        };
+        check_parts(x.clone(), gated, "linear_with");
         check_parts(x.clone(), |x| ops::attention(x.clone(), x.clone() * 0.5, x, 1, Mask::None), "attention");
         let norm = |x: Tensor<3>| {
             let batch = x.dims()[0];

@@ -303,18 +303,20 @@ pub(crate) fn upsample_conv2d_matches_its_definition(on: &On) {
 }
 
 pub(crate) fn a_vector_a_picture_can_be_added_to_a_convolution(on: &On) {
-    let conv = host::Conv { x: [3, 6, 5, 8], weight: [37, 3, 3, 8], stride: 1, padding: [1; 4] };
-    let (x, x_values) = on.random(conv.x, DType::F32, 9, 1.0);
-    let (weight, w) = on.random(conv.weight, DType::F32, 10, 1.0);
-    let (bias, b) = on.random([37], DType::F32, 11, 1.0);
-    let (shift, s) = on.random([3, 1, 1, 37], DType::F32, 12, 1.0);
-    let mut expected = conv.compute(&x_values, &w, &b);
-    expected.iter_mut().enumerate().for_each(|(i, expected)| expected.add(s[i / (30 * 37) * 37 + i % 37]));
-    let walk = Conv2d { stride: 1, padding: [1; 4] };
-    let y = ops::conv2d_add(x.clone(), &weight, Some(&bias), &walk, shift.clone());
-    on.assert_close(y, &expected, 2e-6, "conv2d_add");
-    let reference = || ops::reference::conv2d(x, &weight, Some(&bias), &walk, Some(shift));
-    on.assert_reference(reference, &expected, 2e-6, "reference");
+    for n in [37, 5] {
+        let conv = host::Conv { x: [3, 6, 5, 8], weight: [n, 3, 3, 8], stride: 1, padding: [1; 4] };
+        let (x, x_values) = on.random(conv.x, DType::F32, 9, 1.0);
+        let (weight, w) = on.random(conv.weight, DType::F32, 10, 1.0);
+        let (bias, b) = on.random([n], DType::F32, 11, 1.0);
+        let (shift, s) = on.random([3, 1, 1, n], DType::F32, 12, 1.0);
+        let mut expected = conv.compute(&x_values, &w, &b);
+        expected.iter_mut().enumerate().for_each(|(i, expected)| expected.add(s[i / (30 * n) * n + i % n]));
+        let walk = Conv2d { stride: 1, padding: [1; 4] };
+        let y = ops::conv2d_add(x.clone(), &weight, Some(&bias), &walk, shift.clone());
+        on.assert_close(y, &expected, 2e-6, "conv2d_add");
+        let reference = || ops::reference::conv2d(x, &weight, Some(&bias), &walk, Some(shift));
+        on.assert_reference(reference, &expected, 2e-6, "reference");
+    }
 }
 
 pub(crate) fn group_norm_matches_its_definition(on: &On) {

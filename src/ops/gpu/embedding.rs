@@ -56,8 +56,11 @@ pub(crate) fn timestep_embedding(
     }
     let frequencies = Buffer::of(on_device.clone(), target)?;
     let y = frequencies.empty([timesteps.len(), channels], dtype);
-    for (index, some) in timesteps.chunks(ROWS).enumerate() {
-        plan(target, index * ROWS, some, channels, flip_sin_to_cos)?.launch(&[&frequencies], &[&y])?;
+    let plans = timesteps.chunks(ROWS).enumerate();
+    let plans = plans.map(|(index, some)| plan(target, index * ROWS, some, channels, flip_sin_to_cos));
+    // Everything is planned before the first launch.
+    for plan in plans.collect::<Option<Vec<_>>>()? {
+        plan.launch(&[&frequencies], &[&y])?;
     }
     y.tensor()
 }

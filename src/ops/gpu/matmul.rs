@@ -16,6 +16,8 @@ const MATMUL_WIDE_WGSL: Source = source!(
     "wgsl/matmul.wgsl",
     "wgsl/matmul_wide.wgsl"
 );
+/// Workgroup memory of `matmul_wide`.
+const WIDE_BYTES: usize = 17_152;
 const MATVEC_WGSL: Source = source!("wgsl/gelu.wgsl", "wgsl/epilogue.wgsl", "wgsl/matvec.wgsl");
 const MATMUL_SM90: Source =
     source!("cuda/common.cuh", "cuda/wgmma.cuh", "cuda/gemm_sm90.cuh", "cuda/matmul_sm90.cu");
@@ -163,7 +165,7 @@ pub(crate) fn linear(x: Tensor<3>, weight: &Tensor<2>, epilogue: Epilogue<'_>) -
     joined(in_parts(batch, plan, |plan, part| {
         let (x, weight) = (Buffer::of(part.of(&x), target)?, Buffer::of(weight.clone(), target)?);
         let wide;
-        let plan = if x.on_llvmpipe() {
+        let plan = if x.on_llvmpipe_with(WIDE_BYTES) {
             wide = call(part.pictures).on_software(plan.clone())?;
             &wide
         } else {

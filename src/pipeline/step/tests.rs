@@ -137,3 +137,38 @@ fn text_states_stay_together_as_long_as_the_same_rows_make_a_launch() {
         }
     }
 }
+
+/// Guidance that begins and ends within the run changes which text states a launch takes.
+#[test]
+fn kept_text_states_are_those_that_each_step_needs() {
+    let pipeline = pipeline(16);
+    let start = |seed: u64| {
+        let guidance = Some(Guidance::classifier_free(5.0).negative("blur").within(0.3..=0.7));
+        let prompt = ["a fox", "a rose"][seed as usize % 2];
+        pipeline.start(&Request { steps: Some(6), seed, guidance, ..Request::new(prompt) }).unwrap()
+    };
+    let jobs = || [0, 1, 2].map(start);
+    let (mut kept, mut fresh) = (jobs(), jobs());
+    for step_index in 0..6 {
+        // One leaves for a step, and comes back in another place.
+        let order: &[usize] = if step_index == 2 {
+            &[2, 0]
+        } else if step_index == 3 {
+            &[1, 2, 0]
+        } else {
+            &[0, 1, 2]
+        };
+        for jobs in [&mut kept, &mut fresh] {
+            let mut moving: Vec<Option<&mut Job>> = jobs.iter_mut().map(Some).collect();
+            let mut moving: Vec<&mut Job> =
+                order.iter().map(|&index| moving[index].take().unwrap()).collect();
+            assert!(pipeline.step(&mut moving).iter().all(Result::is_ok));
+        }
+        fresh.iter_mut().for_each(|job| job.rows.iter_mut().for_each(|row| row.placed.clear()));
+    }
+    for (kept, fresh) in kept.iter().zip(&fresh) {
+        assert!(bits(kept) == bits(fresh));
+    }
+    // What is done keeps no launch's text states.
+    assert!(kept.iter().all(|job| !job.is_done() || job.rows.iter().all(|row| row.placed.is_empty())));
+}

@@ -70,11 +70,6 @@ impl Pipeline {
         Ok(Needs { steps, bytes: bytes.len() as u64, ..needs })
     }
 
-    /// The most rows that share one launch.
-    pub(crate) fn max_batch(&self) -> usize {
-        self.0.max_batch
-    }
-
     /// The number that the sides of a picture divide by.
     pub(crate) fn side_factor(&self) -> u32 {
         self.0.model.autoencoder.config().factor() as u32

@@ -33,6 +33,9 @@ mod rows;
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
 #[path = "ops/transformer.rs"]
 mod transformer;
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+#[path = "common/warnings.rs"]
+mod warnings;
 
 #[cfg(not(any(feature = "wgpu", feature = "cuda")))]
 fn main() {
@@ -65,6 +68,7 @@ mod on_gpu {
     use crate::leave::leave;
     use crate::rows;
     use crate::transformer;
+    use crate::warnings;
 
     /// Large enough for several slices, blocks and rows of workgroups.
     fn group_norm_of_large_maps_matches_its_definition(on: &On) {
@@ -330,6 +334,7 @@ mod on_gpu {
         if std::env::var_os("AQUATINT_CUDA_KERNELS").is_none() {
             unsafe { std::env::set_var("AQUATINT_CUDA_KERNELS", "1") };
         }
+        warnings::show();
         let mut arguments = Arguments::from_args();
         // Launches are counted for the whole process.
         arguments.test_threads = Some(1);

@@ -2,6 +2,9 @@
 //!
 //! `AQUATINT_BENCH_SECONDS`: what the samples of a figure take together, 1 unless it is set.
 
+#[path = "../../tests/common/warnings.rs"]
+mod warnings;
+
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
@@ -101,6 +104,7 @@ fn reason(panic: &(dyn Any + Send)) -> String {
 
 /// Every device that is here, in every precision that it has; the others are named.
 pub(crate) fn places() -> Vec<Place> {
+    warnings::show();
     let found = [
         #[cfg(feature = "cpu")]
         PRECISIONS

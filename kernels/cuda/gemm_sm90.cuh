@@ -31,9 +31,10 @@ static_assert(OF_PRODUCER + CONSUMERS * OF_CONSUMER <= (1 + CONSUMERS) * LAUNCHE
 // The producer is one warp, so that two blocks' registers suffice.
 #define BLOCKS 2
 #define THREADS (CONSUMERS_THREADS + 32)
-#define LAUNCHED 112
+#define LAUNCHED 96
 #endif
-static_assert(BLOCKS * THREADS * LAUNCHED <= 65536, "registers at the launch");
+// Warps have their registers in one quarter of a multiprocessor each.
+static_assert((BLOCKS * THREADS / 32 + 3) / 4 * 32 * LAUNCHED <= 16384, "registers at the launch");
 static_assert(DYNAMIC ? BLOCKS * (SHARED_BYTES + PATTERN_BYTES + 1024) <= 228 * 1024 : SHARED_BYTES <= 48 * 1024,
               "shared memory; the device takes 1 KB a block for itself");
 static_assert(TILE_M * ROW_BYTES % PATTERN_BYTES == 0 && STAGE_BYTES % PATTERN_BYTES == 0, "boxes at whole patterns");

@@ -189,17 +189,42 @@ fn convolutions_are_those_of_f64_on_both_ways_to_the_device() {
     }
 }
 
+/// Each size of a head in a test of its own: their layouts differ.
+fn attention_of_f64(head_dim: usize) {
+    for on in on_hopper() {
+        attention(&on, [2, 70, 131, 2, head_dim], Mask::None);
+        attention(&on, [1, 200, 200, 2, head_dim], Mask::Causal);
+    }
+}
+
 #[test]
 #[ignore = "needs a CUDA device of compute capability 9.0"]
-fn attention_is_that_of_f64_on_our_own_stream() {
-    for on in on_hopper() {
-        for head_dim in [40, 80, 128] {
-            attention(&on, [2, 70, 131, 2, head_dim], Mask::None);
-        }
-        for head_dim in [64, 160] {
-            attention(&on, [1, 200, 200, 2, head_dim], Mask::Causal);
-        }
-    }
+fn attention_is_that_of_f64_on_our_own_stream_with_heads_of_64() {
+    attention_of_f64(64);
+}
+
+#[test]
+#[ignore = "needs a CUDA device of compute capability 9.0"]
+fn attention_is_that_of_f64_on_our_own_stream_with_heads_of_128() {
+    attention_of_f64(128);
+}
+
+#[test]
+#[ignore = "needs a CUDA device of compute capability 9.0"]
+fn attention_is_that_of_f64_on_our_own_stream_with_heads_of_40() {
+    attention_of_f64(40);
+}
+
+#[test]
+#[ignore = "needs a CUDA device of compute capability 9.0"]
+fn attention_is_that_of_f64_on_our_own_stream_with_heads_of_80() {
+    attention_of_f64(80);
+}
+
+#[test]
+#[ignore = "needs a CUDA device of compute capability 9.0"]
+fn attention_is_that_of_f64_on_our_own_stream_with_heads_of_160() {
+    attention_of_f64(160);
 }
 
 fn attention(on: &On, sizes: [usize; 5], mask: Mask) {

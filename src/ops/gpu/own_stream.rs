@@ -11,7 +11,7 @@
 //! moves it only by work that it hands to the driver later, which waits for our kernel.
 //!
 //! A kernel that does not compile, load or launch is remembered, and said once through `tracing`; its operation then
-//! runs the kernel of sm_80 through cubecl.
+//! runs the kernel of sm_80 through cubecl. A capture of the context's work into a graph would not hold these events.
 #![allow(unsafe_code, reason = "the CUDA driver's interface")]
 
 use std::collections::BTreeMap;
@@ -44,14 +44,15 @@ pub(super) fn launch(plan: &Plan, inputs: &[&Buffer], outputs: &[&Buffer]) -> Op
     let CubeDevice::Cuda(device) = &first.device else { return None };
     let handles: Vec<_> = inputs.iter().chain(outputs).map(|buffer| buffer.0.handle.clone()).collect();
     let client = &first.client;
-    client.exclusive(move || launch_here(client, device.index, plan, handles)).ok()?
+    let launched = client.exclusive(move || launch_here(client, device.index, plan, handles));
+    launched.inspect_err(|error| said(plan, error)).ok()?
 }
 
 /// On the thread that hands cubecl's work of the device to the driver.
 fn launch_here(client: &Client, device: usize, plan: &Plan, handles: Vec<Handle>) -> Option<()> {
     let buffers = handles.into_iter().map(|handle| client.get_resource::<Server>(handle));
     // They hold the memory until the end of this function.
-    let buffers: Vec<_> = buffers.collect::<Result<_, _>>().ok()?;
+    let buffers: Vec<_> = buffers.collect::<Result<_, _>>().inspect_err(|error| said(plan, error)).ok()?;
     let addresses: Vec<u64> = buffers.iter().map(|buffer| buffer.resource().ptr).collect();
     let mut devices = DEVICES.lock().unwrap_or_else(PoisonError::into_inner);
     let device = devices.entry(device).or_insert_with(|| {
@@ -117,7 +118,9 @@ impl Device {
             self.kernels.insert(key.clone(), function);
         }
         let function = self.kernels.get(&key).copied().flatten()?;
-        let launched = self.enqueue(function, plan, addresses);
+        // Another call may have buffers that a tensor map takes.
+        let maps = maps_of(plan, addresses).inspect_err(|failure| said(plan, failure)).ok()?;
+        let launched = self.enqueue(function, plan, &maps, addresses);
         if let Err(failure) = &launched {
             said(plan, failure);
             self.kernels.insert(key, None);
@@ -149,13 +152,13 @@ impl Device {
     }
 
     /// Puts the kernel after all work of the context so far, and before all that comes.
-    fn enqueue(&self, function: sys::CUfunction, plan: &Plan, addresses: &[u64]) -> Result<(), Failure> {
-        if let Some(address) = addresses.iter().find(|address| !address.is_multiple_of(16)) {
-            return Err(format!("a buffer at {address:#x}, not a multiple of 16"));
-        }
-        let maps =
-            plan.maps.iter().zip(addresses).map(|(map, &address)| map.encode(address, plan.target.elem));
-        let maps: Vec<sys::CUtensorMap> = maps.collect::<Result<_, _>>()?;
+    fn enqueue(
+        &self,
+        function: sys::CUfunction,
+        plan: &Plan,
+        maps: &[sys::CUtensorMap],
+        addresses: &[u64],
+    ) -> Result<(), Failure> {
         let words = plan.words();
         let mut arguments: Vec<*mut c_void> = maps.iter().map(to_argument).collect();
         arguments.extend(addresses.iter().skip(maps.len()).map(to_argument));
@@ -179,12 +182,23 @@ impl Device {
                 .map_err(failed("cuLaunchKernel"))?;
             let ordered = result::event::record(self.after, self.stream)
                 .and_then(|()| (self.context_waits)(self.context, self.after).result());
-            // Where later work cannot wait for the kernel, this thread does.
-            ordered
-                .or_else(|_| result::stream::synchronize(self.stream))
-                .map_err(failed("cuStreamSynchronize"))
+            // The kernel is on its way: nothing may take its place. Where later work cannot wait for it, this thread does;
+            // where that fails as well, the context is lost, and reading the output says so.
+            if let Err(error) = ordered {
+                let waited = result::stream::synchronize(self.stream);
+                tracing::warn!(kernel = plan.entry, %error, ?waited, "later work waits on the host for our stream");
+            }
+            Ok(())
         }
     }
+}
+
+fn maps_of(plan: &Plan, addresses: &[u64]) -> Result<Vec<sys::CUtensorMap>, Failure> {
+    if let Some(address) = addresses.iter().find(|address| !address.is_multiple_of(16)) {
+        return Err(format!("a buffer at {address:#x}, not a multiple of 16"));
+    }
+    let maps = plan.maps.iter().zip(addresses);
+    maps.map(|(map, &address)| map.encode(address, plan.target.elem)).collect()
 }
 
 /// How the driver takes an argument.
@@ -202,8 +216,8 @@ fn failed<E: Display>(call: &str) -> impl FnOnce(E) -> Failure {
     move |error| format!("{call}: {error}")
 }
 
-fn said(plan: &Plan, failure: &Failure) {
-    tracing::warn!(kernel = plan.entry, failure, "the kernel of sm_80 runs in its place");
+fn said(plan: &Plan, failure: &dyn Display) {
+    tracing::warn!(kernel = plan.entry, %failure, "the kernel of sm_80 runs in its place");
 }
 
 impl TensorMap {

@@ -86,9 +86,11 @@ def merged(known, part):
         return part
     skipped = {what: why for what, why in known.get("skipped", {}).items() if what.split(", ")[0] not in names}
     commands = list(dict.fromkeys(known.get("commands", []) + part.get("commands", [])))
+    fell_back = list(dict.fromkeys(known.get("fell_back", []) + part.get("fell_back", [])))
     about = {key: known[key] for key in ("title", "unit", "spread") if key in known}
     return {
         **about, **part, "rows": kept + rows, "skipped": {**skipped, **part.get("skipped", {})}, "commands": commands,
+        **({"fell_back": fell_back} if fell_back else {}),
     }
 
 

@@ -34,6 +34,13 @@ def gpu_facts():
     return dict(zip(GPU_FACTS.split(","), map(str.strip, line.splitlines()[0].split(",")))) if line else {}
 
 
+def capability():
+    """The first card's compute capability, where its driver tells."""
+    found = output("nvidia-smi", "-i", "0", "--query-gpu=compute_cap", "--format=csv,noheader") or ""
+    number = re.match(r"\d+\.\d+", found)
+    return number[0] if number else None
+
+
 def gpu_used_mb():
     line = output("nvidia-smi", "-i", "0", "--query-gpu=memory.used", "--format=csv,noheader,nounits")
     # nvidia-smi counts in MiB.

@@ -2,7 +2,7 @@
 # Packs what run.py needs on a machine without Rust and without a network: programs for CUDA and wgpu, diffusers, Debian's
 # Vulkan loader. Everything goes to benches/gpu/pack, which git ignores.
 #
-#   pack.sh                  kernels-test and gpu-bench
+#   pack.sh                  kernels-test, lib-test (the library's own tests) and gpu-bench
 #   pack.sh wgpu-test        others: NAME-test, NAME-bench
 #   pack.sh --dry-run        says what it would do
 #
@@ -20,7 +20,7 @@ if [ "${1:-}" = --dry-run ]; then
   shift
 fi
 programs=("$@")
-[ ${#programs[@]} -gt 0 ] || programs=(kernels-test gpu-bench)
+[ ${#programs[@]} -gt 0 ] || programs=(kernels-test lib-test gpu-bench)
 
 # The file that cargo built for a target, from its messages.
 executable() {
@@ -40,13 +40,15 @@ mkdir -p "$pack"
 "${run[@]}" find "$pack" -name '*.xz' -delete
 for program in "${programs[@]}"; do
   kind=${program##*-} target=${program%-*}
-  case $kind in
-    test) features=(--features cuda,wgpu) ;;
-    # Without the embedded model, which they read from the checkout.
-    bench) features=(--no-default-features --features cpu,cuda,wgpu) ;;
-    *) echo "$program: expected NAME-test or NAME-bench" >&2 && exit 1 ;;
+  # Without the embedded model: benches read it from the checkout, the library's tests on a device need none.
+  features=(--no-default-features --features cpu,cuda,wgpu) choice=("--$kind" "$target")
+  case $program in
+    lib-test) kind=lib target=aquatint choice=(--lib) ;;
+    *-test) features=(--features cuda,wgpu) ;;
+    *-bench) ;;
+    *) echo "$program: expected lib-test, NAME-test or NAME-bench" >&2 && exit 1 ;;
   esac
-  command=(cargo test --locked --profile "${PROFILE:-packed}" "${features[@]}" "--$kind" "$target" --no-run)
+  command=(cargo test --locked --profile "${PROFILE:-packed}" "${features[@]}" "${choice[@]}" --no-run)
   if [ ${#run[@]} -gt 0 ]; then
     echo "${command[*]} --message-format=json; strip; xz --x86 --lzma2=preset=9e to $pack/$program.xz"
     continue

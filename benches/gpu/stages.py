@@ -13,14 +13,20 @@ import workloads
 from programs import Failed, OutOfTime
 
 HERE = Path(__file__).resolve().parent
-NEEDED_TEST, BENCH_PROGRAM = "kernels-test", "gpu-bench"
-# The names of the tests on a device begin with this.
-CUDA_TESTS, WGPU_TESTS = "cuda::", "wgpu::"
+NEEDED_TEST, LIB_TEST, BENCH_PROGRAM = "kernels-test", "lib-test", "gpu-bench"
+# What the names of the tests on a device have in them.
+CUDA_TESTS, WGPU_TESTS, LIB_TESTS = "cuda::", "wgpu::", "on_device"
+# The crate's own tests on a device are left out where nobody asks for them; one needs the software driver.
+LIB_FLAGS = ("--ignored", "--skip", "does_not_compile", "--test-threads=1")
 # AQUATINT_CUDA_KERNELS: every kernel, or those alone that go through cubecl's client.
 KERNELS = ("1", "client")
+# The compute capability of the launches for Hopper.
+HOPPER = "9.0"
 SANITIZERS = ("memcheck", "racecheck")
 # Seconds after which a program that has said nothing hangs: compilers may be at work.
-BENCH_STALL, PEERS_STALL, TEST_STALL, ALONE_LIMIT = 150, 300, 120, 90
+BENCH_STALL, PEERS_STALL, TEST_STALL, QUICK_TEST_STALL, ALONE_LIMIT = 150, 300, 120, 60, 90
+# What our bench says where a kernel that was asked for is not the one that runs.
+FALLS_BACK = ("runs in its place", "no CUDA stream")
 
 
 def our_command(run, names):
@@ -100,6 +106,9 @@ class Comparison:
             command = our_command(self.run, wanted)
             ended = self.run.call(command, stall=BENCH_STALL, CRITERION_HOME=home)
             found = figures.criterion(home)
+        for line in ended.complaints.splitlines():
+            if any(said in line for said in FALLS_BACK) and line not in self.part.setdefault("fell_back", []):
+                self.part["fell_back"].append(line)
         for name, (workload, side, dtype) in wanted.items():
             if name in found:
                 memory = {"peak_mb": ended.peak} if alone else {}
@@ -167,11 +176,12 @@ def outcome(text):
     return {**counts, "failed_tests": named["FAILED"], "ignored_tests": named["ignored"]}, named
 
 
-def tested(run, name, only, found, **more):
+def tested(run, name, only, flags, found, **more):
     """Runs a test program and puts into `found` what it came to. Where it fails, whatever did not pass runs again in a
     process of its own: a crash takes the tests after it along, and so does a device that is lost."""
     program = run.program(name)
-    ended = run.call([program] + ([only] if only else []), stall=TEST_STALL, **more)
+    stall = min(TEST_STALL, QUICK_TEST_STALL) if run.arguments.quick else TEST_STALL
+    ended = run.call([program, *flags] + ([only] if only else []), stall=stall, **more)
     print(ended.text[-4000:])
     counts, named = outcome(ended.text)
     found.update(counts, status=ended.status)
@@ -180,11 +190,12 @@ def tested(run, name, only, found, **more):
     found["reason"] = ended.reason()
     if "is required here" in ended.complaints:
         return
-    listed = re.findall(r"^(?:\[.*?\]\s*)?(\S+): test$", run.call([program, "--list"], limit=ALONE_LIMIT).text, re.M)
+    listed = run.call([program, "--list", *flags], limit=ALONE_LIMIT).text
+    listed = re.findall(r"^(?:\[.*?\]\s*)?(\S+): test$", listed, re.M)
     left = [test for test in listed if only in test and test not in named["ok"] + named["ignored"]]
     found.update(passed_alone=[], failed_alone={})
     for test in left:
-        again = run.call([program, "--exact", test], limit=ALONE_LIMIT, **more)
+        again = run.call([program, *flags, "--exact", test], limit=ALONE_LIMIT, **more)
         if again.status == 0 and outcome(again.text)[0]["passed"]:
             found["passed_alone"].append(test)
         else:
@@ -193,39 +204,60 @@ def tested(run, name, only, found, **more):
 
 
 def test_runs(arguments):
-    """What `tests` runs: its name, the program, AQUATINT_CUDA_KERNELS, the tests, and what must be there for them. A device
-    that is missing leaves the other one's tests."""
+    """What `tests` runs: its name, the program, AQUATINT_CUDA_KERNELS, the tests, the program's flags, and what must be
+    there for them. A device that is missing leaves the other one's tests."""
     only = arguments.only
-    cuda = [
-        (f"CUDA, AQUATINT_CUDA_KERNELS={value}", NEEDED_TEST, value, only or CUDA_TESTS, {"AQUATINT_REQUIRE_CUDA": "1"})
+    every, client = (
+        (f"CUDA, AQUATINT_CUDA_KERNELS={value}", NEEDED_TEST, value, only or CUDA_TESTS, (), {"AQUATINT_REQUIRE_CUDA": "1"})
         for value in KERNELS
-    ]
+    )
+    hopper = ("CUDA, launches for Hopper", LIB_TEST, KERNELS[0], only or LIB_TESTS, LIB_FLAGS, {})
     required = {"AQUATINT_REQUIRE_WGPU": "1"}
     wgpu = [
-        ("wgpu", NEEDED_TEST, KERNELS[0], only or WGPU_TESTS, required),
-        ("wgpu, whole networks", "wgpu-test", KERNELS[0], only, required),
+        ("wgpu", NEEDED_TEST, KERNELS[0], only or WGPU_TESTS, (), required),
+        ("wgpu, whole networks", "wgpu-test", KERNELS[0], only, (), required),
     ]
-    return [] if arguments.smoke else cuda, wgpu
+    return [] if arguments.smoke else [client, hopper, every], wgpu
+
+
+def unavailable(run, program):
+    """Why a test program cannot run here, though the others can."""
+    if program != NEEDED_TEST and not (run.programs / program).exists():
+        return f"{program} is not packed"
+    if program == LIB_TEST and (capability := machine.capability()) not in (None, HOPPER):
+        return f"compute capability {capability}, not {HOPPER}"
+    return None
 
 
 def tests(run, _, part):
-    """Every kernel against f64, on CUDA with each set of launches, and on wgpu; whole networks on wgpu."""
+    """Every kernel against f64, on CUDA with each set of launches, and on wgpu; launches for Hopper; networks on wgpu."""
     part["programs"], bad, good = {}, [], set()
     cuda, wgpu = test_runs(run.arguments)
-    for label, program, kernels, only, required in cuda + wgpu:
+    # The later stages measure what has passed: what hangs here would hang there.
+    trusted = {label for label, _, kernels, *_ in cuda if kernels == KERNELS[0]}
+    part["kernels"] = KERNELS[1] if trusted else KERNELS[0]
+    for label, program, kernels, only, flags, required in cuda + wgpu:
         run.kernels = kernels
-        found = part["programs"][label] = {}
-        if program != NEEDED_TEST and not (run.programs / program).exists():
-            found.update(passed=0, failed=0, ignored=0, reason=f"{program} is not packed")
+        found = part["programs"][label] = {"passed": 0, "failed": 0, "ignored": 0}
+        if reason := unavailable(run, program):
+            found["reason"] = reason
+            trusted.discard(label)
             continue
-        tested(run, program, only, found, **required)
-        if found["status"] == 0 and (found["passed"] or run.arguments.only):
+        whole = run.deadline
+        if kernels == KERNELS[1]:
+            # A hang here leaves time to see whether the others pass.
+            run.deadline = min(whole, time.monotonic() + run.left() / 2)
+        try:
+            tested(run, program, only, flags, found, **required)
+        except OutOfTime as late:
+            found.setdefault("reason", str(late))
+        finally:
+            run.deadline = whole
+        if found.get("status") == 0 and (found["passed"] or run.arguments.only):
             good.add(label)
         else:
             bad.append(f"{label}: {found.get('reason', 'no test passed')}")
-        # The later stages measure what works.
-        one, client = (f"CUDA, AQUATINT_CUDA_KERNELS={value}" for value in KERNELS)
-        part["kernels"] = KERNELS[1] if client in good and one not in good else KERNELS[0]
+        part["kernels"] = KERNELS[0] if trusted <= good else KERNELS[1]
         run.save()
     run.kernels = part["kernels"]
     if bad:

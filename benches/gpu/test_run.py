@@ -21,6 +21,8 @@ import workloads
 
 CARD = "Stand-in 9000"
 TESTS = ["wgpu::a", "cuda::a", "cuda::b", "cuda::c"]
+CUDA = {value: f"CUDA, AQUATINT_CUDA_KERNELS={value}" for value in ("1", "client")}
+HOPPER = "CUDA, launches for Hopper"
 
 # Says "[N/A]" to whatever it does not know, as the real one does.
 SMI = f"""#!/bin/sh
@@ -28,7 +30,8 @@ for argument; do case $argument in --query-gpu=*) query=${{argument#*=}};; -lms)
 line=""
 for fact in $(echo "$query" | tr , ' '); do
   case $fact in
-    name) value="{CARD}";; driver_version) value=1.2;; memory.used) value=1000;; clocks.sm) value=1980;; *) value="[N/A]";;
+    name) value="{CARD}";; driver_version) value=1.2;; memory.used) value=1000;; clocks.sm) value=1980;;
+    compute_cap) value=${{CAPABILITY:-9.0}};; *) value="[N/A]";;
   esac
   line="$line${{line:+, }}$value"
 done
@@ -47,10 +50,34 @@ chosen = [name for name in names if (name == only if "--exact" in arguments else
 for name in chosen:
     if name == "cuda::b" and os.environ["AQUATINT_CUDA_KERNELS"] in os.environ.get("CRASHES", "").split():
         os.kill(os.getpid(), signal.SIGSEGV)
-    if name == os.environ.get("HANGS"):
+    if name == os.environ.get("HANGS") and os.environ["AQUATINT_CUDA_KERNELS"] in os.environ.get("UNDER", "1 client"):
         time.sleep(60)
     print(f"test {{name}} ... ok", flush=True)
 print(f"test result: ok. {{len(chosen)}} passed; 0 failed; 0 ignored; 0 measured; 0 filtered out")
+"""
+
+# The library's test program: libtest says a test's name before it runs, takes filters, and leaves out what is to be
+# ignored unless it is asked for.
+LIB_TESTS = ["products", "attention", "a_kernel_that_does_not_compile"]
+LIB_PROGRAM = f"""
+names, arguments = [f"ops::gpu::on_device::{{name}}" for name in {LIB_TESTS}], sys.argv[1:]
+assert "--ignored" in arguments and "--test-threads=1" in arguments, arguments
+skipped = arguments[arguments.index("--skip") + 1]
+names = [name for name in names if skipped not in name]
+if "--list" in arguments:
+    print("\\n".join(f"{{name}}: test" for name in names) + f"\\n\\n{{len(names)}} tests, 0 benchmarks")
+    sys.exit()
+chosen = [name for name in names if (name == arguments[-1] if "--exact" in arguments else arguments[-1] in name)]
+wrong = [name for name in chosen if name.endswith(os.environ.get("FAILS", "none"))]
+print(f"\\nrunning {{len(chosen)}} tests")
+for name in chosen:
+    print(f"test {{name}} ... ", end="", flush=True)
+    if name.endswith(os.environ.get("HANGS", "none")):
+        time.sleep(60)
+    print("FAILED" if name in wrong else "ok", flush=True)
+result = "FAILED" if wrong else "ok"
+print(f"\\ntest result: {{result}}. {{len(chosen) - len(wrong)}} passed; {{len(wrong)}} failed; 0 ignored; 0 measured; 9 filtered out; finished in 0.01s")
+sys.exit(101 if wrong else 0)
 """
 
 SANITIZER = """
@@ -73,6 +100,8 @@ for name in sys.argv[1].split("|"):
     if os.environ.get("SKIPS", "none") in name:
         print(f"skipped: {name}: no such thing here", file=sys.stderr)
         continue
+    if os.environ.get("FALLS_BACK", "none") in name:
+        print("WARN kernel=product the kernel of sm_80 runs in its place", file=sys.stderr)
     folder = Path(os.environ["CRITERION_HOME"], "group", name.replace(" ", "_"), "new")
     folder.mkdir(parents=True)
     (folder / "benchmark.json").write_text(json.dumps({"full_id": f"group/{name}"}))
@@ -97,6 +126,7 @@ class StandIns(unittest.TestCase):
         self.script("bin/compute-sanitizer", SANITIZER)
         for name in (stages.NEEDED_TEST, "wgpu-test"):
             self.script(f"programs/{name}", TEST_PROGRAM)
+        self.script(f"programs/{stages.LIB_TEST}", LIB_PROGRAM)
         self.script(f"programs/{stages.BENCH_PROGRAM}", BENCH)
         self.peers = self.script("peers", PEERS)
         self.set(mock.patch.dict(os.environ, PATH=f"{self.folder / 'bin'}:{os.environ['PATH']}"))
@@ -176,20 +206,19 @@ class Results(StandIns):
 
     def test_a_run_that_is_killed_leaves_what_it_came_to(self):
         body = "import unittest.mock, sys, run\nrun.importable = lambda *_: True\nsys.exit(run.main())"
-        variables = {**os.environ, "HANGS": "cuda::c", "PYTHONPATH": str(run.HERE)}
+        variables = {**os.environ, "HANGS": "products", "PYTHONPATH": str(run.HERE)}
         command = [sys.executable, "-c", body, *self.arguments("tests")[1:]]
         for number, status in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 143)):
             self.script("programs/kernels-test", "print('test cuda::a ... ok\\n1 passed; 0 failed; 0 ignored')")
-            self.script("programs/wgpu-test", "time.sleep(60)")
             with subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
                 path, ends = figures.results_file(self.folder / "out", CARD), time.monotonic() + 20
-                while time.monotonic() < ends and len(self.programs(path)) < 2:
+                while time.monotonic() < ends and not self.programs(path):
                     time.sleep(0.05)
                 process.send_signal(number)
                 self.assertEqual(process.wait(20), status)
             found = self.results()["stages"]["tests"]
             self.assertEqual((found["state"], found["reason"]), ("unfinished", "it was ended while it ran"))
-            self.assertEqual(len(found["programs"]), 2)
+            self.assertEqual((list(found["programs"]), found["kernels"]), ([CUDA["client"]], "client"))
             path.unlink()
 
     @staticmethod
@@ -224,6 +253,14 @@ class Failures(StandIns):
     def test_what_the_bench_skips_has_its_reason(self):
         _, found = self.run_py("k3", "--sides", "cuda", SKIPS="1024²")
         self.assertEqual(found["k3"]["skipped"]["conv2d 1024² 128->128, f16, aquatint cuda"], "no such thing here")
+
+    def test_what_runs_another_kernel_than_was_asked_for_is_named(self):
+        _, found = self.run_py("k3", "--sides", "cuda", FALLS_BACK="1024²")
+        self.assertEqual(found["k3"]["fell_back"], ["WARN kernel=product the kernel of sm_80 runs in its place"])
+        # Rows that stay keep it.
+        _, found = self.run_py("k3", "--sides", "cuda", "--only", "128²")
+        self.assertEqual(len(found["k3"]["fell_back"]), 1)
+        self.assertNotIn("fell_back", self.run_py("k1", "--sides", "cuda")[1]["k1"])
 
     def test_a_stage_out_of_time_keeps_its_figures_and_leaves_time_for_the_next(self):
         left = [0.2, 0.1]
@@ -265,8 +302,47 @@ class Tests(StandIns):
         status, found = self.run_py("tests", "k1", "--sides", "cuda")
         self.assertEqual((status, found["tests"]["kernels"], found["k1"]["kernels"]), (0, "1", "1"))
         passed = {name: program["passed"] for name, program in found["tests"]["programs"].items()}
-        cuda = {f"CUDA, AQUATINT_CUDA_KERNELS={value}": 3 for value in ("1", "client")}
-        self.assertEqual(passed, {**cuda, "wgpu": 1, "wgpu, whole networks": 4})
+        self.assertEqual(passed, {CUDA["client"]: 3, HOPPER: 2, CUDA["1"]: 3, "wgpu": 1, "wgpu, whole networks": 4})
+        self.assertEqual(list(passed), [CUDA["client"], HOPPER, CUDA["1"], "wgpu", "wgpu, whole networks"])
+
+    def test_launches_for_hopper_that_fail_are_not_measured(self):
+        status, found = self.run_py("tests", FAILS="attention")
+        self.assertEqual((status, found["tests"]["state"], found["tests"]["kernels"]), (1, "failed", "client"))
+        program = found["tests"]["programs"][HOPPER]
+        self.assertEqual((program["passed"], program["failed"], program["passed_alone"]), (1, 1, []))
+        self.assertEqual(program["failed_tests"], ["ops::gpu::on_device::attention"])
+        self.assertEqual(list(program["failed_alone"]), ["ops::gpu::on_device::attention"])
+        self.assertEqual(found["tests"]["programs"][CUDA["1"]]["passed"], 3)
+
+    def test_without_the_launches_for_hopper_every_kernel_is_measured_by_its_own_tests(self):
+        _, found = self.run_py("tests", CAPABILITY="8.9")
+        self.assertEqual((found["tests"]["state"], found["tests"]["kernels"]), ("done", "1"))
+        self.assertEqual(found["tests"]["programs"][HOPPER]["reason"], "compute capability 8.9, not 9.0")
+        (self.folder / "programs" / stages.LIB_TEST).unlink()
+        _, found = self.run_py("tests")
+        self.assertEqual((found["tests"]["state"], found["tests"]["kernels"]), ("done", "1"))
+        self.assertEqual(found["tests"]["programs"][HOPPER]["reason"], "lib-test is not packed")
+        self.assertEqual(self.run_py("tests", CRASHES="1")[1]["tests"]["kernels"], "client")
+
+    def test_a_hang_until_the_time_is_spent_does_not_choose_the_kernels_that_hang(self):
+        status, found = self.run_py("tests", "k3", "--sides", "cuda", "--limit", 6, HANGS="cuda::b", UNDER="1")
+        programs = found["tests"]["programs"]
+        self.assertEqual((status, found["tests"]["state"], found["tests"]["kernels"]), (1, "failed", "client"))
+        self.assertEqual((programs[CUDA["client"]]["passed"], programs[CUDA["1"]]["passed"]), (3, 1))
+        self.assertIn("the stage's time was spent", programs[CUDA["1"]]["reason"])
+        self.assertIn("no time was left", programs["wgpu"]["reason"])
+        self.assertEqual({row["kernels"] for row in found["k3"]["rows"]}, {"client"})
+
+    def test_a_hang_of_the_clients_kernels_leaves_half_of_the_time(self):
+        _, found = self.run_py("tests", "--limit", 8, HANGS="cuda::b", UNDER="client")
+        programs = found["tests"]["programs"]
+        self.assertIn("the stage's time was spent", programs[CUDA["client"]]["reason"])
+        self.assertEqual((programs[CUDA["1"]]["passed"], found["tests"]["kernels"]), (3, "1"))
+
+    def test_a_quick_run_waits_less_for_what_hangs(self):
+        with mock.patch.multiple(stages, QUICK_TEST_STALL=1, ALONE_LIMIT=1):
+            _, found = self.run_py("tests", "--quick", HANGS="cuda::b", UNDER="1")
+        self.assertIn("it said nothing for 1 s", found["tests"]["programs"][CUDA["1"]]["reason"])
 
     def test_a_program_that_was_not_packed_fails_nothing(self):
         (self.folder / "programs/wgpu-test").unlink()
@@ -280,7 +356,7 @@ class Tests(StandIns):
             self.script(f"programs/{name}", refuses + TEST_PROGRAM)
         status, found = self.run_py("tests", CRASHES="1")
         self.assertEqual((status, found["tests"]["kernels"]), (1, "client"))
-        self.assertEqual(found["tests"]["programs"]["CUDA, AQUATINT_CUDA_KERNELS=client"]["passed"], 3)
+        self.assertEqual(found["tests"]["programs"][CUDA["client"]]["passed"], 3)
         self.assertIn("wgpu: exit status 1: wgpu is required here", found["tests"]["reason"])
         self.assertNotIn("failed_alone", found["tests"]["programs"]["wgpu"])
 
@@ -288,7 +364,7 @@ class Tests(StandIns):
         self.script("programs/wgpu-test", TEST_PROGRAM.replace('"CRASHES"', '"NONE"'))
         status, found = self.run_py("tests", CRASHES="1")
         self.assertEqual((status, found["tests"]["state"], found["tests"]["kernels"]), (1, "failed", "client"))
-        program = found["tests"]["programs"]["CUDA, AQUATINT_CUDA_KERNELS=1"]
+        program = found["tests"]["programs"][CUDA["1"]]
         self.assertEqual((program["passed_alone"], list(program["failed_alone"])), (["cuda::c"], ["cuda::b"]))
         # In another run of the script, too: the bench crashes under 1.
         status, found = self.run_py("k1", "--sides", "cuda", CRASHES="linear")
@@ -301,17 +377,17 @@ class Tests(StandIns):
         with mock.patch.object(figures, "record", lambda *given: saved.append(json.loads(json.dumps(given[-1])))):
             with mock.patch.object(self, "results", lambda: {"stages": {}}):
                 self.run_py("tests", CRASHES="1")
-        first = saved[0]["programs"]["CUDA, AQUATINT_CUDA_KERNELS=1"]
+        first = next(part for part in saved if CUDA["1"] in part["programs"])["programs"][CUDA["1"]]
         self.assertEqual((first["passed"], first["status"], list(first["failed_alone"])), (1, -11, ["cuda::b"]))
 
-    def test_where_both_fail_every_kernel_is_measured(self):
+    def test_where_both_fail_the_clients_kernels_are_measured(self):
         _, found = self.run_py("tests", CRASHES="1 client")
-        self.assertEqual((found["tests"]["state"], found["tests"]["kernels"]), ("failed", "1"))
+        self.assertEqual((found["tests"]["state"], found["tests"]["kernels"]), ("failed", "client"))
 
     def test_a_test_that_hangs_is_killed_and_those_after_it_run(self):
         with mock.patch.multiple(stages, TEST_STALL=1, ALONE_LIMIT=1):
             _, found = self.run_py("tests", HANGS="cuda::b")
-        program = found["tests"]["programs"]["CUDA, AQUATINT_CUDA_KERNELS=1"]
+        program = found["tests"]["programs"][CUDA["1"]]
         self.assertEqual((program["passed"], program["passed_alone"]), (1, ["cuda::c"]))
         self.assertIn("it took more than 1 s", program["failed_alone"]["cuda::b"])
 

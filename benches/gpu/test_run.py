@@ -129,7 +129,10 @@ class StandIns(unittest.TestCase):
         self.script(f"programs/{stages.LIB_TEST}", LIB_PROGRAM)
         self.script(f"programs/{stages.BENCH_PROGRAM}", BENCH)
         self.peers = self.script("peers", PEERS)
-        self.set(mock.patch.dict(os.environ, PATH=f"{self.folder / 'bin'}:{os.environ['PATH']}"))
+        # What the caller's environment asks of our programs is not part of a test.
+        plain = {name: value for name, value in os.environ.items() if not name.startswith("AQUATINT_")}
+        plain["PATH"] = f"{self.folder / 'bin'}:{plain['PATH']}"
+        self.set(mock.patch.dict(os.environ, plain, clear=True))
         self.set(mock.patch.object(run, "importable", lambda *_: True))
         self.set(mock.patch.object(stages, "peer_command", self.peer_command))
 

@@ -3,21 +3,9 @@
 #pragma once
 
 #include "../device.hpp"
+#include "kernel.hpp"
 
 namespace driver {
-
-enum Kind : unsigned { VALUE, READ, WRITTEN, MAP };
-
-struct Parameter {
-  unsigned kind, bytes;
-};
-
-// What a module tells of a kernel. The same layout in the driver.
-struct Kernel {
-  void (*launch)(void** pointers, const void* params, unsigned blocks, unsigned threads, unsigned order, unsigned late);
-  const Parameter* parameters;
-  unsigned count;
-};
 
 template <class T>
 constexpr Parameter parameter() {

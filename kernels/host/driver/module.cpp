@@ -13,21 +13,14 @@
 #include <sstream>
 
 #include "image.hpp"
+#include "kernel.hpp"
 
 using namespace cuda;
 
 namespace {
 
-// As launch.hpp has them.
-enum Kind : unsigned { VALUE, READ, WRITTEN, MAP };
-struct Parameter {
-  unsigned kind, bytes;
-};
-struct Kernel {
-  void (*launch)(void** pointers, const void* params, unsigned blocks, unsigned threads, unsigned order, unsigned late);
-  const Parameter* parameters;
-  unsigned count;
-};
+using namespace driver;
+
 struct Facts {
   unsigned threads, shared, dynamic, element;
 };
